@@ -1,0 +1,120 @@
+"""The state contract: the 16 numbers a policy sees, the one number it answers, and their bounds.
+
+This is the only definition. Environment, backtest, live decisions and server call
+:func:`build_state`; every policy file carries :data:`VERSION`, and whoever meets another
+version refuses (:class:`layer3.errors.ContractError`).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = [
+    "FEATURES",
+    "MAX_EXPOSURE",
+    "MULTIPLIER_HIGH",
+    "MULTIPLIER_LOW",
+    "NEUTRAL_WIN_RATE",
+    "STATE_DIM",
+    "VERSION",
+    "VOLATILITY_WINDOW",
+    "WIN_RATE_TRADES",
+    "build_state",
+    "tier_of",
+]
+
+VERSION: Final = "himari-state-16/1"
+MULTIPLIER_LOW: Final = 0.0
+MULTIPLIER_HIGH: Final = 2.0
+#: Largest |exposure|, as a fraction of equity; also the scale of state number 8.
+MAX_EXPOSURE: Final = 0.5
+#: Closed trades that the win rate looks back on; before any trade it is NEUTRAL_WIN_RATE.
+WIN_RATE_TRADES: Final = 10
+NEUTRAL_WIN_RATE: Final = 0.5
+#: Hours of closes behind the volatility feature.
+VOLATILITY_WINDOW: Final = 48
+
+FEATURES: Final = (
+    "signal_confidence",
+    "action_sell",
+    "action_hold",
+    "action_buy",
+    "tier_1",
+    "tier_2",
+    "tier_3",
+    "tier_4",
+    "position_size",
+    "position_side",
+    "unrealised_pnl",
+    "return_1h",
+    "return_4h",
+    "volatility",
+    "win_rate",
+    "cascade_risk",
+)
+STATE_DIM: Final = len(FEATURES)
+
+_TIER_EDGES = np.array([0.2, 0.4, 0.6])
+
+
+def tier_of(risk_score: ArrayLike) -> NDArray[np.int64]:
+    """Tier 1..4 of a risk score in [0, 1]: T1 up to 0.2, T2 up to 0.4, T3 up to 0.6, T4 above."""
+    return np.asarray(np.searchsorted(_TIER_EDGES, np.asarray(risk_score, dtype=np.float64), side="left") + 1)
+
+
+def build_state(
+    *,
+    confidence: ArrayLike,
+    side: ArrayLike,
+    tier: ArrayLike,
+    exposure: ArrayLike,
+    unrealised_pnl: ArrayLike,
+    return_1h: ArrayLike,
+    return_4h: ArrayLike,
+    volatility: ArrayLike,
+    win_rate: ArrayLike,
+    cascade_risk: ArrayLike,
+) -> NDArray[np.float32]:
+    """Build the state of one decision, or of many at once.
+
+    All arguments broadcast against each other to a common shape ``(...)``.
+
+    Parameters
+    ----------
+    confidence : the signal's confidence, in [0, 1]
+    side : the signal's side: -1 SELL, 0 HOLD, +1 BUY (the STRONG_ actions map to their side)
+    tier : 1..4, see :func:`tier_of`
+    exposure : position held now, signed fraction of equity; the scale is ``MAX_EXPOSURE``
+    unrealised_pnl : gain of the open position since its average entry, as a fraction
+    return_1h, return_4h : return of the close over one and four hours, as fractions
+    volatility : standard deviation of the daily return, as a fraction
+    win_rate : share of winners among the last ``WIN_RATE_TRADES`` closed trades
+    cascade_risk : in [0, 1]
+
+    Returns
+    -------
+    float32 array of shape ``(..., 16)``, every number within its documented bounds. A NaN
+    in an argument comes out as NaN: whoever takes data from outside checks it first.
+    """
+    columns = np.broadcast_arrays(
+        confidence, side, tier, exposure, unrealised_pnl, return_1h, return_4h, volatility, win_rate, cascade_risk
+    )
+    conf, sgn, tr, held, pnl, r1, r4, vol, wins, risk = columns
+    state = np.empty((*conf.shape, STATE_DIM), dtype=np.float32)
+    state[..., 0] = np.clip(conf, 0.0, 1.0)
+    for offset, value in enumerate((-1, 0, 1)):
+        state[..., 1 + offset] = sgn == value
+    for offset in range(4):
+        state[..., 4 + offset] = tr == offset + 1
+    state[..., 8] = np.minimum(np.abs(held) / MAX_EXPOSURE, 1.0)
+    state[..., 9] = np.sign(held)
+    state[..., 10] = np.clip(pnl, -0.5, 0.5) * 2.0
+    state[..., 11] = np.clip(r1 * (100.0 / 10.0), -1.0, 1.0)
+    state[..., 12] = np.clip(r4 * (100.0 / 20.0), -1.0, 1.0)
+    state[..., 13] = np.clip(vol / 0.1, 0.0, 1.0)
+    state[..., 14] = np.clip(wins, 0.0, 1.0)
+    state[..., 15] = np.clip(risk, 0.0, 1.0)
+    return state

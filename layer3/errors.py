@@ -1,0 +1,78 @@
+"""Every error this project raises on purpose, and who must act on it.
+
+    HimariError
+    ├── ConfigurationError   whoever started it: an argument or a setting is wrong
+    ├── DataError            whoever supplied the data: file, row, column and value are named
+    ├── SourceError          wait, or check the network: a remote source did not answer in full
+    ├── ContractError        whoever deploys: two sides speak different state contracts
+    ├── PolicyError          whoever released it: a policy file is damaged or fails its self-test
+    ├── TrainingError        the engineer: training cannot start, or ended in numbers that are not finite
+    ├── EvaluationError      the engineer: a backtest was asked of a record that cannot carry it
+    ├── ReleaseError         whoever releases: the candidate was not put into service, the champion still serves
+    └── PipelineError        the engineer: a step failed, or the graph ran another way than it must
+
+Messages say what was wrong, where, and what to do. Anything else that escapes is a bug of ours.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigurationError",
+    "ContractError",
+    "DataError",
+    "EvaluationError",
+    "HimariError",
+    "PipelineError",
+    "PolicyError",
+    "ReleaseError",
+    "SourceError",
+    "TrainingError",
+]
+
+
+class HimariError(Exception):
+    """Base of every error raised on purpose; command lines print it without a traceback."""
+
+
+class ConfigurationError(HimariError):
+    """An argument or a setting is wrong; the message names it and its allowed range."""
+
+
+class DataError(HimariError):
+    """Market data breaks a rule; the message names file, row, column, value and remedy."""
+
+
+class SourceError(HimariError):
+    """A remote source did not answer, or answered less than was asked; trying again may help."""
+
+
+class ContractError(HimariError):
+    """Two sides were built for different state contracts; the message names both versions."""
+
+    def __init__(self, theirs: str, ours: str, where: str) -> None:
+        self.theirs = theirs
+        self.ours = ours
+        super().__init__(
+            f"{where} was built for state contract {theirs!r}, this program speaks {ours!r}: "
+            "use a policy trained under this contract, or the program version that matches it"
+        )
+
+
+class PolicyError(HimariError):
+    """A policy file is missing, damaged, or does not reproduce its own golden pairs."""
+
+
+class TrainingError(HimariError):
+    """Training cannot start, or produced numbers that are not finite."""
+
+
+class EvaluationError(HimariError):
+    """A backtest was asked of a record that is too short or not usable; nothing was judged."""
+
+
+class ReleaseError(HimariError):
+    """A candidate was not put into service; the message says at which step, the champion is untouched."""
+
+
+class PipelineError(HimariError):
+    """A pipeline step failed or the graph ran otherwise than it must; nothing was released by it."""
