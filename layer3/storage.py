@@ -1,0 +1,169 @@
+"""A local folder or a ``gs://`` bucket behind the same few functions.
+
+A *root* or *uri* is a local path (``"runs"``, ``"/srv/store"``) or ``gs://bucket/prefix``; the
+layout below it is the same in both places. Google's client is imported at the first ``gs://``
+address and never otherwise. ``STORAGE_EMULATOR_HOST`` sends it to an emulator, without
+credentials; elsewhere the machine's default credentials are used.
+
+Errors, the same everywhere: what is missing is a :class:`FileNotFoundError` that carries the
+address; a store that does not answer, or refuses, is a :class:`layer3.errors.SourceError` that
+names the address and what to do; an address nobody understands is a
+:class:`layer3.errors.ConfigurationError`. Trouble with the local disk stays an ``OSError``.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, TypeVar
+
+from layer3.errors import ConfigurationError, SourceError
+
+__all__ = ["copy_in", "exists", "is_remote", "join", "read_bytes", "write_bytes"]
+
+_GS: Final = "gs://"
+_T = TypeVar("_T")
+
+
+def is_remote(uri: str) -> bool:
+    """Whether ``uri`` is a ``gs://`` address; any other scheme is a ConfigurationError."""
+    if not uri:
+        raise ConfigurationError("an empty address: give a local path or gs://bucket/path")
+    if uri.startswith(_GS):
+        return True
+    if "://" in uri:
+        raise ConfigurationError(f"{uri}: only local paths and gs://bucket/path are understood")
+    return False
+
+
+def join(root: str, *parts: str) -> str:
+    """``root`` and the names below it, as one address. A part may not be empty, absolute or climb with ``..``."""
+    for part in parts:
+        if not part or part.startswith("/") or ".." in PurePosixPath(part).parts:
+            raise ConfigurationError(f"{part!r} is not a name below {root}: it is empty, absolute or climbs out")
+    if is_remote(root):
+        return "/".join([root.rstrip("/"), *parts])
+    return str(Path(root, *parts))
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole content of one file or object."""
+    if not is_remote(uri):
+        try:
+            return Path(uri).read_bytes()
+        except FileNotFoundError:
+            raise _missing(uri) from None
+    path = _object_path(uri)
+    return bytes(_remotely("read", uri, lambda: _gcs().cat_file(path)))
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Create or replace one file or object as a whole: a reader sees the old content or the new, never a part.
+
+    A local file is written beside, flushed to the disk and renamed; folders are made as needed.
+    """
+    if is_remote(uri):
+        path = _object_path(uri)
+        try:
+            _remotely("write", uri, lambda: _gcs().pipe_file(path, content))
+        except FileNotFoundError as error:
+            bucket = path.split("/", 1)[0]
+            raise SourceError(
+                f"cannot write {uri}: there is no bucket {bucket}: "
+                f"create it with `gcloud storage buckets create gs://{bucket}`"
+            ) from error
+        return
+    target = Path(uri)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            # mkstemp makes the file private; the server may run as another user than the releaser.
+            os.fchmod(file.fileno(), 0o644)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file, an object, or a folder with something in it, at ``uri``."""
+    if not is_remote(uri):
+        return Path(uri).exists()
+    path = _object_path(uri)
+    return bool(_remotely("look for", uri, lambda: _gcs().exists(path)))
+
+
+def copy_in(folder: str, destination: Path, names: Iterable[str]) -> None:
+    """Copy the files ``names`` from the ``folder`` address into the local folder ``destination``."""
+    for name in names:
+        write_bytes(str(destination / name), read_bytes(join(folder, name)))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable: the name lives in the folder, which has its own blocks on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _missing(uri: str) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, "there is nothing at", uri)
+
+
+def _object_path(uri: str) -> str:
+    path = uri.removeprefix(_GS)
+    bucket, _, name = path.partition("/")
+    if not bucket or not name.strip("/"):
+        raise ConfigurationError(f"{uri}: expected gs://bucket/path")
+    return path
+
+
+def _remotely(verb: str, uri: str, call: Callable[[], _T]) -> _T:
+    try:
+        return call()
+    except FileNotFoundError:
+        raise _missing(uri) from None
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        # gcsfs lets through whatever its HTTP, credential and retry layers raise (five unrelated
+        # hierarchies, some of them Google's own, which this package does not import).
+        raise SourceError(
+            f"cannot {verb} {uri}: {str(error).strip() or type(error).__name__}: check the network, that "
+            "`gcloud auth application-default login` was done, and that this account may use the bucket"
+        ) from error
+
+
+def _gcs() -> Any:
+    return _filesystem(os.environ.get("STORAGE_EMULATOR_HOST", ""))
+
+
+@functools.lru_cache(maxsize=2)
+def _filesystem(emulator: str) -> Any:
+    # One client per endpoint: each new one costs a token from the metadata server. From `core`,
+    # because the package's default class first asks every bucket's layout over gRPC, which goes
+    # around STORAGE_EMULATOR_HOST and needs a permission of its own.
+    try:
+        from gcsfs.core import GCSFileSystem
+    except ImportError as error:
+        raise ConfigurationError(f"gs:// needs an extra package ({error}): pip install 'himari[gcs]'") from error
+    # Its failures arrive as exceptions; without a handler the logging module would print them again.
+    logging.getLogger("gcsfs").addHandler(logging.NullHandler())
+    return GCSFileSystem(
+        token="anon" if emulator else "google_default",
+        use_listings_cache=False,
+        skip_instance_cache=True,
+        requests_timeout=60,
+    )
