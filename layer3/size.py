@@ -1,0 +1,202 @@
+"""Size one signal from the command line: ``python -m layer3.size`` (``make size``).
+
+The multiplier comes from the first of these that answers, and the output says which and why the
+ones before it did not: the served champion over HTTP (``api``), the champion's file in the store
+(``local_model``), and 1.0, which is the Phase 1 chain alone (``fallback_kelly``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layer3 import contract
+from layer3.agent.policy import load_policy
+from layer3.errors import ConfigurationError, ContractError, DataError, PolicyError, SourceError
+from layer3.remote import fetch_multiplier
+from layer3.sizing.chain import Assessment, SizingChain, decide
+from layer3.sizing.config import ChainConfig, load_chain_config
+from layer3.sizing.request import EXAMPLE, SizingRequest, parse_request, read_request
+from layer3.types import PositionSizingDecision
+
+__all__ = ["API", "FALLBACK", "LOCAL", "Multiplier", "choose_multiplier", "main"]
+
+API: Final = "api"
+LOCAL: Final = "local_model"
+FALLBACK: Final = "fallback_kelly"
+#: A model's folder name; anything else in the channel file could lead out of the store.
+_MODEL_ID: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Multiplier:
+    """The multiplier in [0, 2], who gave it, and which sources were passed over and why.
+
+    ``confidence`` in [0, 1] and ``model_version`` are ``None`` for the fallback.
+    """
+
+    value: float
+    source: str
+    confidence: float | None
+    model_version: str | None
+    passed_over: tuple[str, ...]
+
+
+def choose_multiplier(endpoint: str, store: Path, state: NDArray[np.float32], timeout_s: float) -> Multiplier:
+    """Ask the served champion, else the local file, else answer 1.0; never silent about which.
+
+    Raises
+    ------
+    ConfigurationError : ``endpoint`` or ``timeout_s`` cannot be used at all
+    """
+    passed_over: list[str] = []
+    try:
+        answer = fetch_multiplier(endpoint, state, timeout_s=timeout_s)
+        return Multiplier(answer.multiplier, API, answer.confidence, answer.model_version, ())
+    except (SourceError, ContractError) as error:
+        passed_over.append(f"{API}: {error}")
+    try:
+        policy = load_policy(store / "models" / _champion(store))
+        values, confidences = policy.act(state)
+        return Multiplier(float(values), LOCAL, float(confidences), policy.model_id, tuple(passed_over))
+    except (PolicyError, ContractError) as error:
+        passed_over.append(f"{LOCAL}: {error}")
+    return Multiplier(1.0, FALLBACK, None, None, tuple(passed_over))
+
+
+def _champion(store: Path) -> str:
+    channel = store / "channels" / "production.json"
+    try:
+        document = json.loads(channel.read_bytes())
+    except FileNotFoundError as error:
+        raise PolicyError(f"no champion yet: {channel} does not exist") from error
+    except OSError as error:
+        raise PolicyError(f"cannot read {channel}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise PolicyError(f"{channel} is not JSON: {error}") from error
+    model_id = document.get("model_id") if isinstance(document, dict) else None
+    if not isinstance(model_id, str) or not _MODEL_ID.fullmatch(model_id):
+        raise PolicyError(f"{channel}: model_id is {model_id!r}, expected a model's name")
+    return model_id
+
+
+def _state(request: SizingRequest, assessment: Assessment, config: ChainConfig) -> NDArray[np.float32]:
+    signal, market = request.signal, request.market
+    volatility = market.volatility
+    if volatility is None:
+        volatility = signal.predicted_volatility
+    if volatility is None:
+        volatility = config.kelly.default_daily_volatility
+    return contract.build_state(
+        confidence=signal.confidence,
+        side=signal.action.side,
+        tier=contract.tier_of(signal.risk_score),
+        exposure=market.exposure,
+        unrealised_pnl=market.unrealised_pnl,
+        return_1h=market.return_1h,
+        return_4h=market.return_4h,
+        volatility=volatility,
+        win_rate=market.win_rate,
+        cascade_risk=assessment.cascade_risk,
+    )
+
+
+def _render(request: SizingRequest, decision: PositionSizingDecision, chosen: Multiplier, width: int) -> str:
+    """The decision as aligned text of at most ``width`` columns."""
+    signal = request.signal
+    when = datetime.fromtimestamp(signal.timestamp_ns // 1_000_000_000, tz=UTC)
+    side = {1: "LONG", -1: "SHORT", 0: "FLAT"}[decision.direction if decision.exposure != 0.0 else 0]
+    lines = [
+        f"{signal.symbol}  {signal.action.upper()}  confidence {signal.confidence:.2f}  {signal.strategy_id}",
+        f"{when:%Y-%m-%d %H:%M:%S} UTC",
+        "",
+        f"  {side}  ${abs(decision.position_size_usd):,.2f}",
+        f"  {decision.exposure:+.2%} of ${request.portfolio_value:,.2f}",
+        "",
+        f"  {'stage':<12}{'in':>9}{'out':>10}   why",
+        "  " + "-" * (width - 2),
+    ]
+    for stage in decision.stages:
+        head = f"  {stage.name:<12}{stage.input:>9.2%}{stage.output:>10.2%}   "
+        lines.append(_wrapped(head, stage.reason, width))
+    model = (
+        "" if chosen.model_version is None else f"  model {chosen.model_version}  confidence {chosen.confidence:.2f}"
+    )
+    lines += ["", f"  {'multiplier':<12}{chosen.value:>9.3f}   from {chosen.source}{model}"]
+    lines += [_wrapped(f"  {'passed over':<12}  ", text, width) for text in chosen.passed_over]
+    return "\n".join(lines)
+
+
+def _width() -> int:
+    return max(72, min(shutil.get_terminal_size((100, 24)).columns, 120))
+
+
+def _wrapped(head: str, text: str, width: int) -> str:
+    return textwrap.fill(text, width, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False)
+
+
+def _as_json(decision: PositionSizingDecision, chosen: Multiplier) -> str:
+    document: dict[str, Any] = dataclasses.asdict(decision)
+    document["multiplier_confidence"] = chosen.confidence
+    document["model_version"] = chosen.model_version
+    document["passed_over"] = list(chosen.passed_over)
+    return json.dumps(document, indent=2, allow_nan=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m layer3.size", description="Size one signal and print why.")
+    parser.add_argument("--input", type=Path, metavar="FILE", help="request as JSON (default: the built-in example)")
+    parser.add_argument(
+        "--endpoint", default="http://127.0.0.1:8080", metavar="URL", help="where the champion is served"
+    )
+    parser.add_argument("--store", type=Path, default=Path(), metavar="DIR", help="holds channels/ and models/")
+    parser.add_argument(
+        "--timeout-ms", type=float, default=150.0, metavar="MS", help="budget for the endpoint, in total"
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="sizing configuration (default: the built-in one)")
+    parser.add_argument("--json", action="store_true", help="print the decision as JSON")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns 0 on a decision and 2 on an input that cannot be used."""
+    options = _parser().parse_args(arguments)
+    try:
+        config = ChainConfig() if options.config is None else load_chain_config(options.config)
+        request = parse_request(EXAMPLE) if options.input is None else read_request(options.input)
+        assessment = SizingChain(config).assess(request.signal, request.cascade)
+        state = _state(request, assessment, config)
+        chosen = choose_multiplier(options.endpoint, options.store, state, options.timeout_ms / 1000.0)
+        decision = decide(
+            request.signal,
+            assessment,
+            multiplier=chosen.value,
+            multiplier_source=chosen.source,
+            portfolio_value=request.portfolio_value,
+            max_exposure=config.max_exposure,
+        )
+    except (DataError, ConfigurationError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(_as_json(decision, chosen))
+    else:
+        print(_render(request, decision, chosen, _width()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

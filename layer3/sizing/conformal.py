@@ -1,0 +1,66 @@
+"""Conformal scaling: hold less the worse the recent one-day forecasts were.
+
+Split conformal prediction (Vovk, Gammerman & Shafer 2005; Angelopoulos & Bates 2021): of n
+absolute residuals, the ``ceil((n + 1) * coverage)``-th smallest covers the next one with
+probability at least ``coverage`` if they are exchangeable. Residuals are
+``|realised - predicted|`` of **one-day returns, as fractions**, so q = 0.05 is 5 %.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from collections import deque
+
+from layer3.sizing.config import ConformalConfig
+
+__all__ = ["ConformalWindow", "describe"]
+
+
+class ConformalWindow:
+    """The latest residuals, kept in order of time and in order of size.
+
+    ``scale`` in (0, 1] is ``1 / (1 + q)``, and 1.0 before ``min_residuals`` are known;
+    ``quantile`` is q, or ``None`` before that; ``rejected`` counts residuals that were no number.
+    """
+
+    __slots__ = ("_by_size", "_by_time", "_config", "quantile", "rejected", "scale")
+
+    def __init__(self, config: ConformalConfig) -> None:
+        self._config = config
+        self._by_time: deque[float] = deque()
+        self._by_size: list[float] = []
+        self.quantile: float | None = None
+        self.scale = 1.0
+        self.rejected = 0
+
+    def __len__(self) -> int:
+        return len(self._by_size)
+
+    def record(self, predicted: float | None, realised: float | None) -> bool:
+        """Learn from one forecast of a one-day return, in O(log window) comparisons.
+
+        A ``None`` or a number that is not finite is counted in ``rejected``; the answer is False.
+        """
+        residual = math.nan if predicted is None or realised is None else abs(realised - predicted)
+        if not math.isfinite(residual):
+            self.rejected += 1
+            return False
+        ordered, config = self._by_size, self._config
+        if len(ordered) == config.window:
+            del ordered[bisect_left(ordered, self._by_time.popleft())]
+        self._by_time.append(residual)
+        insort(ordered, residual)
+        n = len(ordered)
+        if n >= config.min_residuals:
+            # 1e-9: (n + 1) * coverage must not be pushed over a whole number by rounding.
+            self.quantile = ordered[math.ceil((n + 1) * config.coverage - 1e-9) - 1]
+            self.scale = 1.0 / (1.0 + self.quantile)
+        return True
+
+
+def describe(config: ConformalConfig, count: int, quantile: float | None) -> str:
+    """The scale in words, for a decision's reason."""
+    if quantile is None:
+        return f"{count} residuals known, {config.min_residuals} needed: no scaling yet"
+    return f"{config.coverage:.0%} of {count} one-day forecasts erred by at most {quantile:.4f}"
