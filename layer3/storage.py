@@ -17,7 +17,7 @@ import errno
 import functools
 import logging
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, TypeVar
@@ -80,12 +80,9 @@ def write_bytes(uri: str, content: bytes) -> None:
         return
     target = Path(uri)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
-    partial = Path(name)
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(6)}.partial")
     try:
-        with os.fdopen(handle, "wb") as file:
-            # mkstemp makes the file private; the server may run as another user than the releaser.
-            os.fchmod(file.fileno(), 0o644)
+        with partial.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -141,7 +138,7 @@ def _remotely(verb: str, uri: str, call: Callable[[], _T]) -> _T:
         # gcsfs lets through whatever its HTTP, credential and retry layers raise (five unrelated
         # hierarchies, some of them Google's own, which this package does not import).
         raise SourceError(
-            f"cannot {verb} {uri}: {str(error).strip() or type(error).__name__}: check the network, that "
+            f"cannot {verb} {uri}: {' '.join(str(error).split()) or type(error).__name__}: check the network, that "
             "`gcloud auth application-default login` was done, and that this account may use the bucket"
         ) from error
 

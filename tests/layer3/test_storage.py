@@ -1,0 +1,205 @@
+"""One interface over a folder and a bucket; the bucket through the real gcsfs against a loopback fake."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from layer3 import storage
+from layer3.errors import ConfigurationError, SourceError
+from tests.fakes.gcs import FakeGcs
+
+
+@pytest.fixture
+def gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGcs]:
+    with FakeGcs("store") as fake:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake.url)
+        yield fake
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gcsfs waits 1, 2, 4, 8, 16 s between its six attempts; tests need not."""
+    import gcsfs.retry
+
+    real = gcsfs.retry.asyncio.sleep
+
+    async def brief(seconds: float) -> None:
+        await real(0)
+
+    monkeypatch.setattr(gcsfs.retry.asyncio, "sleep", brief)
+
+
+@pytest.fixture(params=["local", "gs"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path)
+    request.getfixturevalue("gcs")
+    return "gs://store/some/prefix"
+
+
+def test_what_is_written_is_read_back_and_replaced_as_a_whole(root: str) -> None:
+    uri = storage.join(root, "models", "a b", "ü.bin")
+    assert not storage.exists(uri)
+    storage.write_bytes(uri, b"first, longer")
+    storage.write_bytes(uri, b"\x00\r\n --==0==\n")
+    assert storage.read_bytes(uri) == b"\x00\r\n --==0==\n"
+    assert storage.exists(uri)
+    assert storage.exists(storage.join(root, "models"))
+    assert not storage.exists(storage.join(root, "mod"))
+
+
+def test_empty_content_is_content(root: str) -> None:
+    uri = storage.join(root, "empty")
+    storage.write_bytes(uri, b"")
+    assert storage.exists(uri)
+    assert storage.read_bytes(uri) == b""
+
+
+def test_what_is_missing_is_named(root: str) -> None:
+    uri = storage.join(root, "nowhere", "x")
+    with pytest.raises(FileNotFoundError) as caught:
+        storage.read_bytes(uri)
+    assert caught.value.filename == uri
+    assert uri in str(caught.value)
+
+
+def test_a_model_folder_is_copied_in(root: str, tmp_path: Path) -> None:
+    names = ("policy.safetensors", "manifest.json")
+    for name in names:
+        storage.write_bytes(storage.join(root, "m", name), name.encode())
+    storage.copy_in(storage.join(root, "m"), tmp_path / "here" / "below", names)
+    assert sorted(path.name for path in (tmp_path / "here" / "below").iterdir()) == sorted(names)
+    with pytest.raises(FileNotFoundError):
+        storage.copy_in(storage.join(root, "m"), tmp_path / "there", ["no such name"])
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")  # aiohttp, of gcsfs's chunks
+def test_a_large_object_goes_up_in_chunks(gcs: FakeGcs) -> None:
+    content = os.urandom(1 << 20) * 51  # above gcsfs's limit for one request
+    storage.write_bytes("gs://store/large", content)
+    assert gcs.content("store", "large") == content
+    assert sum(line.startswith("POST /upload") for line in gcs.requests) == 3
+    assert storage.read_bytes("gs://store/large") == content
+
+
+def test_an_emulator_never_sees_credentials(gcs: FakeGcs) -> None:
+    storage.write_bytes("gs://store/x", b"1")
+    assert gcs.authorizations == [None]
+
+
+def test_a_second_emulator_is_not_served_from_the_first_ones_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    for content in (b"one", b"two"):
+        with FakeGcs("store") as fake:
+            monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake.url.removeprefix("http://"))
+            fake.put("store", "x", content)
+            assert storage.read_bytes("gs://store/x") == content
+
+
+def test_a_passing_disturbance_is_retried(gcs: FakeGcs, no_waiting: None) -> None:
+    gcs.put("store", "x", b"there")
+    gcs.fail(503, times=2)
+    assert storage.read_bytes("gs://store/x") == b"there"
+    assert len(gcs.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "verb", "call"),
+    [
+        (403, "read", lambda: storage.read_bytes("gs://store/x")),
+        (403, "write", lambda: storage.write_bytes("gs://store/x", b"1")),
+        (403, "look for", lambda: storage.exists("gs://store/x")),
+        (401, "read", lambda: storage.read_bytes("gs://store/x")),
+        (503, "write", lambda: storage.write_bytes("gs://store/x", b"1")),
+    ],
+)
+def test_a_store_that_refuses_is_a_source_error_with_a_remedy(
+    gcs: FakeGcs, no_waiting: None, status: int, verb: str, call: Callable[[], object]
+) -> None:
+    gcs.fail(status, times=50)
+    with pytest.raises(SourceError, match=f"cannot {verb} gs://store/x.*application-default login"):
+        call()
+
+
+def test_a_store_that_is_away_is_a_source_error(monkeypatch: pytest.MonkeyPatch, no_waiting: None) -> None:
+    with FakeGcs("store") as fake:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake.url)
+    with pytest.raises(SourceError, match=r"cannot read gs://store/x.*check the network"):
+        storage.read_bytes("gs://store/x")
+
+
+def test_writing_into_a_missing_bucket_says_how_to_make_it(gcs: FakeGcs) -> None:
+    with pytest.raises(SourceError, match=r"no bucket other.*gcloud storage buckets create gs://other"):
+        storage.write_bytes("gs://other/x", b"1")
+    with pytest.raises(FileNotFoundError, match="gs://other/x"):
+        storage.read_bytes("gs://other/x")
+    assert not storage.exists("gs://other/x")
+
+
+@pytest.mark.parametrize("uri", ["", "s3://bucket/key", "http://somewhere/x", "gs://", "gs://bucket", "gs://bucket/"])
+def test_an_address_nobody_understands_is_refused(uri: str) -> None:
+    for call in (storage.read_bytes, storage.exists):
+        with pytest.raises(ConfigurationError):
+            call(uri)
+    with pytest.raises(ConfigurationError):
+        storage.write_bytes(uri, b"")
+
+
+@pytest.mark.parametrize(
+    ("root", "parts", "joined"),
+    [
+        (".", ("models", "x"), "models/x"),
+        ("/srv/store/", ("models/x",), "/srv/store/models/x"),
+        ("gs://b", ("models", "x"), "gs://b/models/x"),
+        ("gs://b/deep/", ("models", "x"), "gs://b/deep/models/x"),
+    ],
+)
+def test_join(root: str, parts: tuple[str, ...], joined: str) -> None:
+    assert storage.join(root, *parts) == joined
+
+
+@pytest.mark.parametrize("part", ["", "/etc", "..", "a/../../b"])
+@pytest.mark.parametrize("root", [".", "gs://b/x"])
+def test_join_never_leaves_its_root(root: str, part: str) -> None:
+    with pytest.raises(ConfigurationError, match="is not a name below"):
+        storage.join(root, "models", part)
+
+
+def test_a_failed_local_write_keeps_the_old_content_and_no_rubbish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "x"
+    storage.write_bytes(str(target), b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        storage.write_bytes(str(target), b"new")
+    assert target.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_local_file_gets_the_usual_mode(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "x"), b"")
+    (tmp_path / "y").touch()
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == stat.S_IMODE((tmp_path / "y").stat().st_mode)
+
+
+def test_local_paths_import_no_cloud_client(tmp_path: Path) -> None:
+    program = (
+        "import sys; from layer3 import storage; storage.write_bytes(sys.argv[1], b'1');"
+        "storage.read_bytes(sys.argv[1]); storage.exists(sys.argv[1]);"
+        "print([m for m in ('gcsfs', 'fsspec', 'google.auth', 'aiohttp', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "x")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
