@@ -1,0 +1,131 @@
+"""The held-out period, walked once from its first bar to its last, for every strategy at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layer3.agent.bars import Bars
+from layer3.agent.environment import Account, EnvironmentConfig, target_exposure
+from layer3.agent.policy import Policy
+from layer3.backtest.metrics import summarise
+from layer3.backtest.record import BUY_AND_HOLD, FLAT, KELLY_ONLY, POLICY, Evaluation, Track
+from layer3.errors import EvaluationError
+from layer3.ledger import Ledger
+
+__all__ = ["MIN_DECISIONS", "Decide", "evaluate", "run", "run_buy_and_hold"]
+
+Floats = NDArray[np.float64]
+#: Multiplier for one state (16,) at decision t of the window.
+Decide = Callable[[NDArray[np.float32], int], float]
+
+#: Fewest decisions that a backtest is worth anything on: three weeks of hours.
+MIN_DECISIONS: Final = 500
+
+
+def run(
+    bars: Bars, window: range, strategies: Mapping[str, Decide], config: EnvironmentConfig | None = None
+) -> dict[str, Track]:
+    """Walk ``bars[window]`` with one account per strategy; decisions at a close, trades at the next open.
+
+    A window of w bars holds w - 2 decisions: the last one needs two more opens.
+    """
+    config = config or EnvironmentConfig()
+    n, steps = len(strategies), len(window) - 2
+    if steps < 1:
+        raise EvaluationError(f"{len(window)} bars hold no decision: at least 3 are needed")
+    account = Account(bars, n, config)
+    equity = np.full((steps + 1, n), config.capital)
+    exposure, multiplier = np.zeros((steps, n)), np.zeros((steps, n))
+    turnover, cost = np.zeros((steps, n)), np.zeros((steps, n))
+    trades: list[list[float]] = [[] for _ in range(n)]
+    deciders = list(strategies.values())
+    at = np.empty(n, dtype=np.intp)
+    for t, bar in enumerate(range(window.start, window.stop - 2)):
+        at.fill(bar)
+        states = account.observe(at)
+        multiplier[t] = [decide(state, t) for decide, state in zip(deciders, states, strict=True)]
+        exposure[t] = target_exposure(bars, at, multiplier[t], config.max_exposure)
+        fill, _ = account.trade(at, exposure[t])
+        turnover[t] = fill.notional / equity[t]
+        cost[t] = fill.cost
+        equity[t + 1] = account.ledger.equity(bars.open[bar + 2])
+        for row in np.flatnonzero(fill.closed):
+            trades[row].append(float(fill.trade_return[row]))
+    return {
+        name: Track(equity[:, i], exposure[:, i], multiplier[:, i], turnover[:, i], cost[:, i], np.array(trades[i]))
+        for i, name in enumerate(strategies)
+    }
+
+
+def run_buy_and_hold(bars: Bars, window: range, config: EnvironmentConfig | None = None) -> Track:
+    """All capital into the asset at the first open, held to the end; it knows no position cap."""
+    config = config or EnvironmentConfig()
+    steps = len(window) - 2
+    opens = bars.open[window.start + 1 : window.stop]
+    ledger = Ledger(1, config.capital, config.costs)
+    fill = ledger.rebalance(1.0, opens[0])
+    equity = np.concatenate(([config.capital], ledger.cash + ledger.units * opens[1:]))
+    turnover, cost = np.zeros(steps), np.zeros(steps)
+    turnover[0], cost[0] = fill.notional[0] / config.capital, fill.cost[0]
+    return Track(equity, ledger.units * opens[:-1] / equity[:-1], np.ones(steps), turnover, cost, np.empty(0))
+
+
+def evaluate(
+    bars: Bars, window: range, policy: Policy, info: Mapping[str, Any], config: EnvironmentConfig | None = None
+) -> Evaluation:
+    """Judge ``policy`` on ``bars[window]`` against Kelly only (multiplier 1), buy and hold, and flat.
+
+    ``info`` is what ingest knows of the data (symbol, source, synthetic, sha256, signals).
+
+    Raises
+    ------
+    EvaluationError : fewer than ``MIN_DECISIONS`` decisions, or the period overlaps the one that
+        the policy was trained on
+    """
+    config = config or EnvironmentConfig()
+    steps = len(window) - 2
+    if steps < MIN_DECISIONS:
+        raise EvaluationError(
+            f"the held-out period has {max(steps, 0)} decisions, at least {MIN_DECISIONS} are needed: supply more data"
+        )
+    timestamps = bars.timestamp[window.start : window.stop - 2]
+    training_end = np.datetime64(str(policy.manifest["data"]["end"])[:19]).astype("datetime64[ns]").astype(np.int64)
+    if training_end >= timestamps[0]:
+        raise EvaluationError(
+            f"policy {policy.model_id} was trained on data up to {policy.manifest['data']['end']}, the held-out period "
+            f"starts at {_iso(timestamps[0])}: what was trained on cannot judge; choose a later period"
+        )
+
+    def ask(state: NDArray[np.float32], _: int) -> float:
+        return float(policy.act(state)[0])
+
+    tracks = run(bars, window, {POLICY: ask, KELLY_ONLY: lambda *_: 1.0, FLAT: lambda *_: 0.0}, config)
+    tracks[BUY_AND_HOLD] = run_buy_and_hold(bars, window, config)
+    metrics = {name: summarise(track, bars.interval_seconds) for name, track in tracks.items()}
+    at = slice(window.start, window.stop - 2)
+    tradeable = bars.base_fraction[at] * bars.direction[at] != 0.0
+    chosen = tracks[POLICY].multiplier[tradeable]
+    metrics[POLICY]["multiplier_mean"] = float(chosen.mean()) if chosen.size else None
+    metrics[POLICY]["multiplier_sd"] = float(chosen.std()) if chosen.size else None
+    context = {
+        **info,
+        "model_id": policy.model_id,
+        "policy_sha256": policy.manifest["policy_sha256"],
+        "contract": policy.manifest["contract"],
+        "seed": policy.manifest["seed"],
+        "code_version": policy.manifest["code_version"],
+        "training_period": {"start": policy.manifest["data"]["start"], "end": policy.manifest["data"]["end"]},
+        "period": {"start": _iso(timestamps[0]), "end": _iso(timestamps[-1])},
+        "interval_seconds": bars.interval_seconds,
+        "capital": config.capital,
+        "costs": {"commission": config.costs.commission, "slippage": config.costs.slippage},
+    }
+    return Evaluation(timestamps, tracks, metrics, context)
+
+
+def _iso(timestamp: np.int64) -> str:
+    return f"{np.datetime64(int(timestamp), 'ns').astype('datetime64[s]')}+00:00"
