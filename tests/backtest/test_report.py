@@ -1,0 +1,271 @@
+"""The tear sheet: whole, small, deterministic, safe with hostile names, and right in every number it shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+
+from layer3.backtest import tables
+from layer3.backtest.charts import Layout, Series, Style, _spread, average, average_span, lines_chart, thin
+from layer3.backtest.record import FLAT, KELLY_ONLY, POLICY, Criterion, Evaluation, Verdict
+from layer3.backtest.report import render_tear_sheet, render_verdict_markdown
+from layer3.errors import EvaluationError
+from tests.backtest.sheets import HOUR_NS, Page, make_evaluation, make_verdict, open_in_chromium
+
+HOSTILE = '</style><script>alert(1)</script><img src=//evil.example/x onerror="x">|`[a](http://evil.example)\'&amp;'
+
+
+@pytest.fixture(scope="module")
+def sheet() -> str:
+    return render_tear_sheet(make_evaluation(), make_verdict(passed=False))
+
+
+def assert_self_contained(html: str, page: Page) -> None:
+    assert "http:" not in html
+    assert "https:" not in html
+    assert "@import" not in html
+    assert all(target.startswith("#") for _, _, target in page.references)
+    assert not {"script", "link", "img", "iframe", "object", "base", "form"} & {tag for tag, _ in page.elements}
+
+
+@pytest.mark.parametrize("bars", [17_520, 35_040])
+def test_years_of_hours_stay_below_the_budget_and_offline(bars: int) -> None:
+    html = render_tear_sheet(make_evaluation(bars), make_verdict())
+    assert len(html.encode()) <= 300_000
+    assert_self_contained(html, Page(html))
+
+
+def test_the_verdict_comes_first_with_every_criterion(sheet: str) -> None:
+    text = Page(sheet).text
+    order = ["SYNTHETIC DATA.", "REJECTED", "Sentence number 7", "Equity", "Drawdown", "Multiplier", "Exposure"]
+    places = [text.index(part, text.index("BTC-USDT: the policy") if i else 0) for i, part in enumerate(order)]
+    assert places == sorted(places)
+    assert "4 of 8 criteria failed: Sharpe ratio, Maximum drawdown, Excess over kelly, Seven" in text
+    assert text.count("FAIL") == 4
+    assert text.count(" pass ") == 4
+    assert text.index("All metrics") < text.index("What was judged")
+    assert all(f"Sentence number {i} says" in text for i in range(8))
+
+
+def test_a_passed_verdict_on_real_data_has_no_banner() -> None:
+    html = render_tear_sheet(make_evaluation(synthetic=False), make_verdict())
+    text = Page(html).text
+    assert "PASSED" in text
+    assert "all 8 criteria hold" in text
+    assert "REJECTED" not in text
+    assert "synthetic" not in text.lower()
+
+
+def test_the_same_input_gives_the_same_bytes_whatever_the_settings(sheet: str) -> None:
+    before = dict(matplotlib.rcParams)
+    with matplotlib.rc_context({"svg.hashsalt": None, "lines.linewidth": 9.0, "svg.fonttype": "path", "font.size": 30}):
+        assert render_tear_sheet(make_evaluation(), make_verdict(passed=False)) == sheet
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_pyplot_is_never_imported(sheet: str) -> None:
+    code = (
+        "import sys; from tests.backtest.sheets import *; from layer3.backtest.report import render_tear_sheet;"
+        "assert 'matplotlib' not in sys.modules and 'jinja2' not in sys.modules;"
+        "html = render_tear_sheet(make_evaluation(), make_verdict(False));"
+        "assert 'matplotlib.pyplot' not in sys.modules; sys.stdout.write(html)"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == sheet
+
+
+def test_everything_from_data_is_escaped() -> None:
+    context = dict.fromkeys(("symbol", "source", "model_id", "signals", "code_version", HOSTILE), HOSTILE)
+    evaluation = make_evaluation(50, **context, costs={HOSTILE: HOSTILE}, period=HOSTILE)
+    metrics = {track: {**numbers, HOSTILE: 1.0} for track, numbers in evaluation.metrics.items()}
+    evaluation = dataclasses.replace(
+        evaluation, metrics=metrics, tracks={**evaluation.tracks, "$x_" + HOSTILE: evaluation.tracks[FLAT]}
+    )
+    verdict = Verdict(False, (Criterion(HOSTILE, 1.0, ">=", 2.0, False, HOSTILE),))
+    html = render_tear_sheet(evaluation, verdict)
+    page = Page(html)
+    assert not {"script", "img"} & {tag for tag, _ in page.elements}
+    assert all(target.startswith("#") for _, _, target in page.references)
+    assert HOSTILE in page.text
+    markdown = render_verdict_markdown(evaluation, verdict)
+    assert "<script" not in markdown
+    assert "<img" not in markdown
+    row = next(line for line in markdown.splitlines() if "FAIL" in line)
+    assert row.replace("\\|", "").count("|") == 6
+    assert "[a]" not in markdown
+
+
+def test_months_equal_an_independent_computation() -> None:
+    evaluation = make_evaluation(17_520)
+    equity = evaluation.tracks[POLICY].equity
+    months, years = tables.monthly_returns(evaluation.timestamps, equity, HOUR_NS)
+    starts = pd.to_datetime(evaluation.timestamps, utc=True) + pd.Timedelta(hours=1)
+    growth = pd.Series(equity[1:] / equity[:-1], index=starts)
+    by_month = growth.groupby(growth.index.strftime("%Y-%m")).prod() - 1
+    by_year = growth.groupby(growth.index.strftime("%Y")).prod() - 1
+    assert [month.key for month in months] == list(by_month.index)
+    np.testing.assert_allclose([month.value for month in months], by_month, rtol=0, atol=1e-10)
+    np.testing.assert_allclose([year.value for year in years], by_year, rtol=0, atol=1e-10)
+    assert np.prod([1 + (month.value or 0) for month in months]) == pytest.approx(equity[-1] / equity[0], rel=1e-12)
+    assert [month.key for month in months if month.partial] == ["2023-03", "2025-03"]
+    assert [year.key for year in years if year.partial] == ["2023", "2025"]
+    text = Page(render_tear_sheet(evaluation, make_verdict())).text
+    for value in by_month:
+        assert f"{value * 100:+.1f}".replace("-", "−").replace("+0.0", "0.0").replace("−0.0", "0.0") in text
+
+
+def test_a_month_is_whole_when_its_first_and_last_bar_are_there() -> None:
+    start = int(np.datetime64("2024-01-31T23:00", "ns").astype(np.int64))
+    timestamps = start + np.arange(29 * 24) * HOUR_NS
+    equity = np.linspace(100.0, 110.0, len(timestamps) + 1)
+    months, years = tables.monthly_returns(timestamps, equity, HOUR_NS)
+    assert months == [tables.Period("2024-02", pytest.approx(0.1), False)]
+    assert years[0].partial
+    assert tables.monthly_returns(timestamps[1:], equity[1:], HOUR_NS)[0][0].partial
+    assert tables.monthly_returns(timestamps[:-1], equity[:-1], HOUR_NS)[0][0].partial
+
+
+@pytest.mark.parametrize("bars", [1, 2, 30, 500])
+@pytest.mark.parametrize("flat", [True, False])
+def test_short_and_flat_records(bars: int, flat: bool) -> None:
+    evaluation = make_evaluation(bars)
+    if flat:
+        evaluation = dataclasses.replace(evaluation, tracks=dict.fromkeys(evaluation.tracks, evaluation.tracks[FLAT]))
+    html = render_tear_sheet(evaluation, make_verdict(criteria=1))
+    assert "nan" not in html.lower()
+    assert_self_contained(html, Page(html))
+
+
+def test_a_ruined_account_and_a_context_without_anything() -> None:
+    evaluation = make_evaluation(100)
+    ruined = dataclasses.replace(evaluation.tracks[POLICY], equity=np.r_[np.linspace(1e5, 0, 50), np.zeros(51)])
+    bare = Evaluation(evaluation.timestamps, {POLICY: ruined}, {}, {})
+    page = Page(render_tear_sheet(bare, make_verdict(criteria=0)))
+    assert "unnamed market" in page.text
+    assert page.text.count("n/a") >= 13
+    assert "n/a" in render_verdict_markdown(bare, make_verdict(criteria=0))
+
+
+def test_missing_metrics_read_not_available_and_unknown_ones_are_shown() -> None:
+    evaluation = make_evaluation(100)
+    odd = {"sharpe": None, "sortino": float("nan"), "calmar": float("-inf"), "tail_ratio": -1234.5678}
+    evaluation = dataclasses.replace(evaluation, metrics={POLICY: odd, KELLY_ONLY: {"extra": 2.0}})
+    page = Page(render_tear_sheet(evaluation, make_verdict()))
+    assert "Tail ratio −1235 n/a n/a n/a" in page.text
+    assert "Extra n/a 2 n/a n/a" in page.text
+    assert "Calmar ratio annual return over maximum drawdown n/a" in page.text
+    assert "nan" not in page.text
+    assert "inf" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "text"),
+    [
+        (0.1234, "percent", "12.3%"),
+        (-0.1234, "percent", "−12.3%"),
+        (-0.0001, "percent", "0.0%"),
+        (12345.6, "money", "12,346"),
+        (3.0, "count", "3"),
+        (None, "ratio", "n/a"),
+        (float("inf"), "number", "n/a"),
+        (0.00001234, "number", "1.234e−05"),
+        (12.34, "multiple", "12.3×"),
+    ],
+)
+def test_numbers_as_a_reader_sees_them(value: float | None, kind: tables.Kind, text: str) -> None:
+    assert tables.format_number(value, kind) == text
+
+
+def test_a_narrow_miss_never_reads_as_a_hit() -> None:
+    (row,) = tables.criterion_rows([Criterion("sharpe", 0.99996, ">=", 1.0, False, "")])
+    assert (row["value"], row["limit"]) == ("0.99996", "1.00000")
+
+
+def test_context_in_words() -> None:
+    rows = dict(tables.context_rows(make_evaluation(5).context))
+    assert rows["Costs"] == "commission 10 bps, slippage 5 bps"
+    assert rows["Bar interval"] == "1 hour"
+    assert rows["Held-out test"] == "2023-03-10 00:00 UTC to 2025-03-09 00:00 UTC"
+    assert rows["Capital at the start"] == "100,000"
+
+
+def test_markdown_is_one_short_table() -> None:
+    text = render_verdict_markdown(make_evaluation(50), make_verdict(passed=False))
+    assert text.startswith("# REJECTED: 4 of 8 criteria failed\n\n**SYNTHETIC DATA.**")
+    assert sum(line.startswith("|") for line in text.splitlines()) == 10
+    assert len(text) < 2_500
+
+
+@pytest.mark.parametrize("width", [360, 760])
+def test_every_length_of_time_has_an_axis(width: int) -> None:
+    layout = Layout("any", width, 170, 46, 92, 5 if width == 360 else 8)
+    for days in np.geomspace(1 / 1440, 12_000, 60):
+        line = Series("a", np.array([19_000.0, 19_000.0 + days]), np.array([1.0, 2.0]), Style("#000000"))
+        svg = lines_chart([line], layout, name="n", title="t")
+        assert svg.count("<text") >= 5
+
+
+@pytest.mark.parametrize("points", [10, 1_401, 20_000])
+def test_thinning_keeps_the_extremes_of_every_pixel_column(points: int) -> None:
+    rng = np.random.default_rng(3)
+    x, y = np.sort(rng.uniform(5.0, 9.0, points)), rng.normal(size=points).cumsum()
+    kept_x, kept_y = thin(x, y, 700)
+    assert len(kept_x) <= max(1_402, points if points <= 1_400 else 0)
+    assert (kept_x[0], kept_x[-1], kept_y[0], kept_y[-1]) == (x[0], x[-1], y[0], y[-1])
+    edges = np.linspace(x[0], x[-1], 701)
+    for low, high in pairwise(edges):
+        inside, kept = y[(x >= low) & (x < high)], kept_y[(kept_x >= low) & (kept_x < high)]
+        if len(inside):
+            assert (kept.min(), kept.max()) == (inside.min(), inside.max())
+
+
+def test_averages_cover_whole_days() -> None:
+    assert average_span(17_520, 3600) == 192
+    assert average_span(100, 3600) == 1
+    assert average_span(1_000, 86_400) == 11
+    np.testing.assert_allclose(average(np.arange(5.0), 2), [0.5, 2.5, 4.0])
+
+
+def test_labels_never_overlap() -> None:
+    places = _spread([50.0, 50.0, 51.0, 200.0, 199.0], 13.0, 200.0)
+    assert np.diff(sorted(places)).min() >= 13.0
+    assert max(places) <= 200.0
+    assert places[0] < places[2] < places[4]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tracks": {}}, "needs the track 'policy'"),
+        ({"timestamps": np.array([], dtype=np.int64)}, "at least one bar"),
+        ({"timestamps": np.arange(3)}, "for 3 bars"),
+    ],
+)
+def test_a_record_that_cannot_carry_it_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(EvaluationError, match=message):
+        render_tear_sheet(dataclasses.replace(make_evaluation(10), **change), make_verdict())
+
+
+def test_infinite_equity_is_refused() -> None:
+    evaluation = make_evaluation(10)
+    evaluation.tracks[POLICY].equity[3] = np.inf
+    with pytest.raises(EvaluationError, match="not finite"):
+        render_tear_sheet(evaluation, make_verdict())
+
+
+def test_chromium_opens_it(sheet: str, tmp_path: Path) -> None:
+    page = tmp_path / "tear sheet.html"
+    page.write_text(sheet, encoding="utf-8")
+    dom = open_in_chromium(page, tmp_path / "profile")
+    assert "REJECTED" in dom
+    assert "4 of 8 criteria failed" in dom
+    assert dom.count("<svg") == 8
