@@ -1,0 +1,60 @@
+"""Step 5, if passed: put the candidate into service, or leave the champion untouched."""
+
+from google_cloud_pipeline_components.types import artifact_types
+from kfp import dsl
+
+from components.artifacts import metadata, place
+from components.image import BASE_IMAGE, IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, target_image=IMAGE)
+def deploy(
+    model: dsl.Input[dsl.Model],
+    verdict: dsl.Input[dsl.Markdown],
+    store: str,
+    run_id: str,
+    serving_image: str,
+    released: dsl.Output[artifact_types.UnmanagedContainerModel],
+    note: dsl.Output[dsl.Markdown],
+) -> None:
+    """Start the candidate beside the champion, check health, smoke and parity, then switch the channel.
+
+    Args:
+        model: The candidate.
+        verdict: The gate's verdict on it; anything but passed is refused here too.
+        store: Folder or gs:// URI that holds models/ and channels/.
+        run_id: This run.
+        serving_image: Image that serves policies, for the Vertex model registry.
+    """
+    from pathlib import Path
+
+    from layer3 import storage
+    from layer3.agent.policy import load_policy
+    from layer3.errors import ReleaseError
+    from serving.release import release
+
+    policy = load_policy(Path(model.path))
+    if verdict.metadata.get("passed") is not True:
+        raise ReleaseError(f"the verdict on policy {policy.model_id} is not passed: it is not released")
+    if verdict.metadata.get("policy_sha256") != policy.manifest["policy_sha256"]:
+        raise ReleaseError(f"the verdict is on another policy than {policy.model_id}: run evaluate and gate again")
+    result = release(Path(model.path), store=store, run_id=run_id)
+    released.uri = storage.join(store, "models", policy.model_id)
+    released.metadata.update(
+        {
+            "containerSpec": {
+                "imageUri": serving_image,
+                "env": [{"name": "MODEL_URI", "value": released.uri}],
+                "predictRoute": "/predict",
+                "healthRoute": "/health",
+            },
+            "model_id": policy.model_id,
+            "policy_sha256": policy.manifest["policy_sha256"],
+            "contract": policy.manifest["contract"],
+        }
+    )
+    record = result.to_json()
+    note.metadata.update(metadata({name: value for name, value in record.items() if not isinstance(value, list)}))
+    lines = [f"# Released {policy.model_id}", "", *(f"- {name}: {value}" for name, value in record.items())]
+    place(note).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))

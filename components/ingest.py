@@ -1,0 +1,30 @@
+"""Step 1: candles from a file, an exchange or the simulator, checked and prepared once."""
+
+from kfp import dsl
+
+from components.artifacts import metadata, place
+from components.image import BASE_IMAGE, IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, target_image=IMAGE)
+def ingest(
+    data: str,
+    symbol: str,
+    data_version: str,
+    candles: dsl.Output[dsl.Dataset],
+    features: dsl.Output[dsl.Dataset],
+) -> None:
+    """Load and check candles, then run features, signals and the sizing chain over them.
+
+    Args:
+        data: Path or gs:// URI of a CSV or Parquet file, exchange:SYMBOL, or synthetic:NAME.
+        symbol: Name of the market, for example BTC-USDT.
+        data_version: What the data must be: a file's sha256, or the end of an exchange's window.
+    """
+    from layer3 import workflow
+
+    info = workflow.ingest(data, symbol, data_version, place(candles), place(features))
+    candles.metadata.update(metadata(info))
+    features.metadata.update(metadata(info))
+    kind = "SYNTHETIC " if info["synthetic"] else ""
+    print(f"{info['rows']:,} {kind}candles of {symbol}, {info['start']} to {info['end']}; signals: {info['signals']}")

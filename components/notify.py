@@ -1,0 +1,19 @@
+"""Exit handler: tell how the run ended, whatever happened."""
+
+from kfp import dsl
+
+from components.image import BASE_IMAGE, IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, target_image=IMAGE)
+def notify(status: dsl.PipelineTaskFinalStatus, run_id: str, store: str, webhook: str) -> None:
+    """Write runs/<run id>/notification.json, one structured log line, and post to a webhook if there is one.
+
+    Args:
+        run_id: This run.
+        store: Folder or gs:// URI that holds runs/.
+        webhook: Address that takes a JSON body with a "text" (Slack and others), or nothing.
+    """
+    from layer3.notification import send
+
+    send(run_id, status.state, status.error_message, store=store, webhook=webhook)

@@ -1,0 +1,121 @@
+"""The steps of the workflow as plain functions over files; a pipeline component only adapts one of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from layer3.agent.bars import Bars, load_bars, prepare, save_bars
+from layer3.agent.policy import Policy, load_policy, save_policy
+from layer3.agent.ppo import PPOConfig, Progress, train
+from layer3.backtest.engine import evaluate, run
+from layer3.backtest.metrics import summarise
+from layer3.backtest.record import KELLY_ONLY, POLICY, Evaluation
+from layer3.market import sources
+from layer3.market.features import bars_of
+from layer3.market.splits import PURGE_HOURS, Splits, split
+from layer3.version import source_sha256
+
+__all__ = ["fit", "ingest", "judge_policy", "splits_of"]
+
+SYNTHETIC_PREFIX = "synthetic:"
+
+
+def ingest(data: str, symbol: str, data_version: str, candles_path: Path, features_path: Path) -> dict[str, Any]:
+    """Load, check and store candles; run features, signals and the sizing chain over them once.
+
+    ``data`` and ``data_version`` are as :func:`layer3.market.sources.load` takes them. Returns what
+    lineage needs: symbol, source, synthetic, period, sha256 of the candles file, every count of
+    repairs, where the signals came from.
+    """
+    frame, report = sources.load(data, symbol, version=data_version)
+    frame.to_parquet(candles_path, index=False)
+    bars, signals = prepare(frame, symbol, report.interval_seconds)
+    synthetic = data.startswith(SYNTHETIC_PREFIX)
+    info: dict[str, Any] = {
+        **report.to_metadata(),
+        "symbol": symbol,
+        "source": f"{data} (SYNTHETIC, simulated)" if synthetic else data,
+        "synthetic": synthetic,
+        "data_sha256": _sha256(candles_path),
+        "data_version": data_version,
+        "signals": signals,
+        "code_version": source_sha256()[:12],
+    }
+    save_bars(features_path, bars, info)
+    return info
+
+
+def splits_of(bars: Bars) -> Splits:
+    """The one split of this project: 60 % train, 15 % validation, the rest test, a week purged between."""
+    return split(len(bars), purge=bars_of(PURGE_HOURS, bars.interval_seconds))
+
+
+def fit(
+    features_path: Path,
+    folder: Path,
+    *,
+    seed: int,
+    steps: int,
+    device: str = "cpu",
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> tuple[Policy, dict[str, float]]:
+    """Train one policy on the training part and write it to ``folder``; also its metrics on training and validation.
+
+    Nothing of the test part is looked at.
+    """
+    bars, info = load_bars(features_path)
+    splits = splits_of(bars)
+    config = PPOConfig(steps=steps)
+    trained = train(bars, splits.train, seed=seed, config=config, device=device, on_progress=on_progress)
+    last = trained.curves[-1]
+    metrics = {
+        "steps": float(last.steps),
+        "final_entropy": last.entropy,
+        "final_explained_variance": last.explained_variance,
+        "final_multiplier_sd": last.multiplier_sd,
+    }
+    draft = Policy(trained.tensors, {})
+    strategies = {POLICY: lambda state, _: float(draft.act(state)[0]), KELLY_ONLY: lambda *_: 1.0}
+    for part in ("train", "validation"):
+        for name, track in run(bars, getattr(splits, part), strategies).items():
+            figures = summarise(track, bars.interval_seconds)
+            for figure in ("sharpe", "total_return"):
+                value = figures[figure]
+                if value is not None:
+                    metrics[f"{part}_{name}_{figure}"] = value
+    details = {
+        "symbol": info["symbol"],
+        "synthetic": info["synthetic"],
+        "data": {
+            "source": info["source"],
+            "sha256": info["data_sha256"],
+            "start": _time(bars, splits.train.start),
+            "end": _time(bars, splits.train.stop - 1),
+            "interval_seconds": bars.interval_seconds,
+        },
+        "seed": seed,
+        "code_version": source_sha256()[:12],
+        "training": asdict(config),
+        "metrics": metrics,
+    }
+    return save_policy(folder, trained.tensors, details, trained.states), metrics
+
+
+def judge_policy(features_path: Path, folder: Path) -> Evaluation:
+    """Walk the test part once with the policy in ``folder`` and with what it must beat."""
+    bars, info = load_bars(features_path)
+    return evaluate(bars, splits_of(bars).test, load_policy(folder), info)
+
+
+def _time(bars: Bars, at: int) -> str:
+    import numpy as np
+
+    return f"{np.datetime64(int(bars.timestamp[at]), 'ns').astype('datetime64[s]')}+00:00"
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

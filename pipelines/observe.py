@@ -1,0 +1,125 @@
+"""The seam between kfp's local runner and this project.
+
+kfp 2.17 runs a pipeline on this machine but keeps to itself which step ran, what came out, and
+what a failed step said. For the length of one run, three of its functions are replaced: the one
+that names a run, the one that runs a step (to see inputs and outputs), and the one that starts a
+step's process (to see its output). The version is pinned, and a test fails if a name moves.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from kfp.local import executor_input_utils, status, subprocess_task_handler
+from kfp.local.orchestrator import task_executor
+from kfp.local.orchestrator.orchestrator_utils import OrchestratorUtils
+
+__all__ = ["Execution", "Watcher", "observed"]
+
+_PROGRESS: Final = "::progress "
+
+
+@dataclass
+class Execution:
+    """One step as it ran: what went in, what came out, how often its process was started."""
+
+    name: str
+    inputs: dict[str, Any]
+    outputs: dict[str, Any] = field(default_factory=dict)
+    succeeded: bool = False
+    attempts: int = 0
+    """0 for a step that was served from the cache."""
+    log: Path | None = None
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Who is told: at a step's start, at its end, and of ``(done, total)`` within it."""
+
+    started: Callable[[Execution], None]
+    ended: Callable[[Execution], None]
+    progress: Callable[[int, int], None]
+
+
+@contextmanager
+def observed(run_id: str, logs: Path, root: Path, watcher: Watcher) -> Iterator[list[Execution]]:
+    """Run kfp locally under the name ``run_id``, every step's output in ``logs``; yields what ran.
+
+    ``root`` is the project: components are found by ``components/kfp_config.ini`` below it.
+    """
+    executions: list[Execution] = []
+    original_step = task_executor.execute_single_task
+    original_run = subprocess_task_handler.SubprocessTaskHandler.run
+    original_name = executor_input_utils.get_local_pipeline_resource_name
+    original_print = builtins.print
+
+    def execute(*, task_name: str, task_spec: Any, io_store: Any, **rest: Any) -> Any:
+        inputs = OrchestratorUtils.make_task_arguments(task_inputs_spec=task_spec.inputs, io_store=io_store)
+        execution = Execution(task_name, dict(inputs))
+        executions.append(execution)
+        watcher.started(execution)
+        try:
+            outputs, outcome = original_step(task_name=task_name, task_spec=task_spec, io_store=io_store, **rest)
+            execution.outputs = dict(outputs)
+            execution.succeeded = outcome == status.Status.SUCCESS
+        finally:
+            watcher.ended(execution)
+        return outputs, outcome
+
+    def start(handler: Any) -> status.Status:
+        execution = executions[-1]
+        execution.attempts += 1
+        execution.log = logs / f"{execution.name}.log"
+        code = _run(handler.full_command, handler.env_vars, root, execution.log, watcher.progress)
+        return status.Status.SUCCESS if code == 0 else status.Status.FAILURE
+
+    task_executor.execute_single_task = execute
+    subprocess_task_handler.SubprocessTaskHandler.run = start
+    executor_input_utils.get_local_pipeline_resource_name = lambda _: run_id
+    try:
+        yield executions
+    finally:
+        task_executor.execute_single_task = original_step
+        subprocess_task_handler.SubprocessTaskHandler.run = original_run
+        executor_input_utils.get_local_pipeline_resource_name = original_name
+        # ParallelFor leaves print patched behind.
+        builtins.print = original_print
+
+
+def _run(
+    command: list[str], variables: dict[str, str], root: Path, log: Path, progress: Callable[[int, int], None]
+) -> int:
+    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, **variables, "PYTHONPATH": os.pathsep.join(paths), "HIMARI_PROGRESS": "1"}
+    with (
+        log.open("a", encoding="utf-8") as file,
+        subprocess.Popen(
+            command,
+            cwd=root / "components",
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            bufsize=1,
+        ) as process,
+    ):
+        try:
+            for line in process.stdout or ():
+                if line.startswith(_PROGRESS):
+                    done, total = line.removeprefix(_PROGRESS).split()
+                    progress(int(done), int(total))
+                else:
+                    file.write(line)
+        except BaseException:
+            process.terminate()
+            raise
+        return process.wait()

@@ -1,0 +1,179 @@
+"""What a local run shows while it goes, and what its manifest says afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from kfp import dsl
+from tqdm import tqdm
+
+from pipelines.observe import Execution, Watcher
+from pipelines.spec import Leaf
+
+__all__ = ["Trace"]
+
+#: Lines of a failed step's own output that its error shows.
+_TAIL: Final = 25
+
+
+class Trace:
+    """Follows one run through its :class:`~pipelines.observe.Watcher`."""
+
+    def __init__(self, leaves: Sequence[Leaf], store: Path, *, live: bool) -> None:
+        self._leaves = list(leaves)
+        self._store = store
+        self._live = live
+        self._out = sys.stdout
+        self._steps: dict[str, dict[str, Any]] = {}
+        self._hashes: dict[str, tuple[str, int]] = {}
+        self._producers: dict[str, str] = {}
+        self._clock = 0.0
+        self._bar: tqdm[Any] | None = None
+        self.watcher = Watcher(self._started, self._ended, self._progress)
+
+    def _started(self, execution: Execution) -> None:
+        self._clock = time.perf_counter()
+        self._steps[execution.name] = {"started": _now()}
+
+    def _progress(self, done: int, total: int) -> None:
+        if self._live and self._bar is None:
+            self._bar = tqdm(total=total, unit=" steps", unit_scale=True, leave=False, file=self._out, desc="  training")
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+
+    def _ended(self, execution: Execution) -> None:
+        seconds = time.perf_counter() - self._clock
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        state = "FAILED" if not execution.succeeded else "SUCCEEDED" if execution.attempts else "CACHED"
+        leaf = next(leaf for leaf in self._leaves if leaf.name == execution.name)
+        error = _tail(execution.log) if state == "FAILED" else None
+        self._steps[execution.name] |= {
+            "name": leaf.name,
+            "display_name": leaf.display_name,
+            "component": leaf.component,
+            "status": state,
+            "attempts": execution.attempts,
+            "ended": _now(),
+            "seconds": round(seconds, 3),
+            "depends_on": list(leaf.depends_on),
+            "inputs": self._side(execution.inputs, None),
+            "outputs": self._side(execution.outputs, leaf.name),
+            "log": self._relative(str(execution.log)) if execution.log else None,
+            "error": error,
+        }
+        word = {"SUCCEEDED": "done", "CACHED": "cached", "FAILED": "FAILED"}[state]
+        number = [leaf.name for leaf in self._leaves].index(execution.name) + 1
+        line = f"[{number}/{len(self._leaves)}] {leaf.display_name:<26} {word:<7} {seconds:6.1f} s"
+        note = _note(execution.log) if state == "SUCCEEDED" else ""
+        print(f"{line}   {note}".rstrip(), file=self._out, flush=True)
+
+    def failure(self) -> str | None:
+        """The first failed step and the end of what it said, if one failed."""
+        for step in self._steps.values():
+            if step.get("status") == "FAILED":
+                indented = "\n".join(f"    {line}" for line in (step["error"] or "").splitlines())
+                return f"step {step['display_name']!r} failed, its output ends with\n{indented}\n  whole log: {step['log']}"
+        return None
+
+    def record(self) -> dict[str, Any]:
+        """The manifest's part about steps: every step in order, the verdict, the branch, what was released."""
+        steps = [self._steps.get(leaf.name) or _skipped(leaf) for leaf in self._leaves]
+        ran = {step["name"]: step for step in steps if step.get("status") in {"SUCCEEDED", "CACHED"}}
+        verdict = released = None
+        if "gate" in ran:
+            said = ran["gate"]["outputs"]["artifacts"]["verdict"]["metadata"]
+            verdict = {"passed": said["passed"], "criteria": said["criteria"]}
+        if "deploy" in ran:
+            artifact = ran["deploy"]["outputs"]["artifacts"]["released"]
+            released = {
+                "model_id": artifact["metadata"]["model_id"],
+                "policy_sha256": artifact["metadata"]["policy_sha256"],
+                "uri": artifact["uri"],
+            }
+        branch = next((name for name in ("deploy", "reject") if name in ran), None)
+        return {"steps": steps, "verdict": verdict, "branch": branch, "released": released}
+
+    def _side(self, values: dict[str, Any], producer: str | None) -> dict[str, Any]:
+        parameters: dict[str, Any] = {}
+        artifacts: dict[str, Any] = {}
+        for name, value in values.items():
+            if not isinstance(value, dsl.Artifact):
+                parameters[name] = value
+                continue
+            digest, size = self._hash(value.uri)
+            artifacts[name] = {"uri": self._relative(value.uri), "type": type(value).schema_title, "sha256": digest}
+            if producer is None:
+                artifacts[name]["producer"] = self._producers.get(value.uri)
+            else:
+                self._producers[value.uri] = producer
+                artifacts[name] |= {"bytes": size, "metadata": dict(value.metadata)}
+        return {"parameters": parameters, "artifacts": artifacts}
+
+    def _hash(self, uri: str) -> tuple[str | None, int | None]:
+        path = Path(uri)
+        if not path.exists():
+            return None, None
+        if uri not in self._hashes:
+            files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+            digest = hashlib.sha256()
+            for file in files:
+                if path.is_dir():
+                    digest.update(f"{file.relative_to(path).as_posix()}\0".encode())
+                digest.update(file.read_bytes())
+            self._hashes[uri] = digest.hexdigest(), sum(file.stat().st_size for file in files)
+        return self._hashes[uri]
+
+    def _relative(self, uri: str) -> str:
+        path = Path(uri)
+        return path.relative_to(self._store).as_posix() if path.is_relative_to(self._store) else uri
+
+
+def _skipped(leaf: Leaf) -> dict[str, Any]:
+    nothing: dict[str, Any] = {"parameters": {}, "artifacts": {}}
+    return {
+        "name": leaf.name,
+        "display_name": leaf.display_name,
+        "component": leaf.component,
+        "status": "SKIPPED",
+        "attempts": 0,
+        "started": None,
+        "ended": None,
+        "seconds": 0.0,
+        "depends_on": list(leaf.depends_on),
+        "inputs": nothing,
+        "outputs": nothing,
+        "log": None,
+        "error": None,
+    }
+
+
+def _lines(log: Path | None) -> list[str]:
+    if log is None or not log.exists():
+        return []
+    noise = ("[KFP Executor", "Got executor_input", "{", "}", " ", "\t")
+    text = log.read_text(encoding="utf-8").splitlines()
+    return [line for line in text if line.strip() and not line.startswith(noise[:2])]
+
+
+def _note(log: Path | None) -> str:
+    """The last thing that a step itself said, in one line."""
+    spoken = [line for line in _lines(log) if line[:1] not in "{}[ \t#-"]
+    return spoken[-1][:110] if spoken else ""
+
+
+def _tail(log: Path | None) -> str:
+    lines = _lines(log)
+    start = next((i for i in range(len(lines) - 1, -1, -1) if lines[i].startswith("Traceback")), 0)
+    return "\n".join(lines[start:][-_TAIL:]) or "it said nothing"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

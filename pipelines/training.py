@@ -1,0 +1,79 @@
+"""The training pipeline: ingest, train, evaluate, gate, then deploy or reject; notify whatever happens."""
+
+from kfp import dsl
+
+from components.deploy import deploy
+from components.evaluate import evaluate
+from components.gate import gate
+from components.ingest import ingest
+from components.notify import notify
+from components.reject import reject
+from components.train import train
+
+NAME = "himari-training"
+
+
+@dsl.pipeline(name=NAME, description="Train a sizing policy, judge it on held-out data, release it only on evidence.")
+def training(
+    data: str = "synthetic:default",
+    symbol: str = "SYNTH-USD",
+    data_version: str = "",
+    seed: int = 1,
+    train_steps: int = 500_000,
+    sharpe_threshold: float = 1.0,
+    store: str = ".",
+    serving_image: str = "himari-serving:unset",
+    webhook: str = "",
+) -> None:
+    """From candles to a served policy.
+
+    1. ingest: load and check candles, compute features, signals and base fractions once
+    2. train: PPO on the first 60 % of the time (4 vCPU, 15 GB, one T4)
+    3. evaluate: one sequential walk over the last quarter, against what must be beaten
+    4. gate: every criterion with value and limit; verdict and tear sheet
+    5. if passed, deploy: start beside, smoke, parity, switch; else reject: say why
+    6. notify: the exit handler
+
+    Args:
+        data: Path or gs:// URI of candles, exchange:SYMBOL, or synthetic:NAME.
+        symbol: Name of the market.
+        data_version: A file's sha256, or the end of an exchange's window; pins what ingest may serve from cache.
+        seed: Seed of the training.
+        train_steps: Environment steps of the training.
+        sharpe_threshold: Least annualised Sharpe ratio that the gate asks.
+        store: Folder or gs:// URI that holds runs/, models/ and channels/.
+        serving_image: Image that serves policies, for the model registry.
+        webhook: Where notify posts its message; nothing by default.
+    """
+    run_id = dsl.PIPELINE_JOB_NAME_PLACEHOLDER
+    last_word = notify(run_id=run_id, store=store, webhook=webhook)
+    last_word.set_display_name("Notify").set_caching_options(False)
+
+    with dsl.ExitHandler(last_word, name="workflow"):
+        ingested = ingest(data=data, symbol=symbol, data_version=data_version)
+        ingested.set_display_name("Ingest candles")
+
+        trained = train(features=ingested.outputs["features"], seed=seed, steps=train_steps)
+        trained.set_display_name("Train policy")
+        trained.set_cpu_limit("4").set_memory_limit("15G")
+        trained.set_accelerator_type("NVIDIA_TESLA_T4").set_accelerator_limit(1)
+        trained.set_retry(num_retries=2, backoff_duration="5s", backoff_factor=2.0)
+
+        judged = evaluate(features=ingested.outputs["features"], model=trained.outputs["model"])
+        judged.set_display_name("Evaluate on held-out data")
+
+        gated = gate(evaluation=judged.outputs["evaluation"], sharpe_threshold=sharpe_threshold)
+        gated.set_display_name("Gate").set_caching_options(False)
+
+        with dsl.If(gated.outputs["Output"] == True, name="passed"):  # noqa: E712 (builds a condition)
+            shipped = deploy(
+                model=trained.outputs["model"],
+                verdict=gated.outputs["verdict"],
+                store=store,
+                run_id=run_id,
+                serving_image=serving_image,
+            )
+            shipped.set_display_name("Deploy").set_caching_options(False)
+        with dsl.Else(name="failed"):
+            refused = reject(verdict=gated.outputs["verdict"], run_id=run_id)
+            refused.set_display_name("Reject").set_caching_options(False)
