@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from layer3 import contract
 from layer3.errors import ConfigurationError
@@ -84,21 +84,21 @@ class Ledger:
         self._wins[rows] = 0.0
         self._trades[rows] = 0
 
-    def equity(self, price: ArrayLike) -> Floats:
+    def equity(self, price: Floats | float) -> Floats:
         """Cash plus position, (n,), marked at ``price``."""
         return np.asarray(self.cash + self.units * price)
 
-    def exposure(self, price: ArrayLike) -> Floats:
+    def exposure(self, price: Floats | float) -> Floats:
         """Signed fraction of equity held, (n,), marked at ``price``."""
         return np.asarray(self.units * price / self.equity(price))
 
-    def unrealised(self, price: ArrayLike) -> Floats:
+    def unrealised(self, price: Floats | float) -> Floats:
         """Gain of the open position since its average entry, as a fraction, (n,); 0 when flat."""
         held = self.units != 0.0
         moved = np.divide(price, self.entry, out=np.ones_like(self.entry), where=held) - 1.0
         return np.asarray(np.sign(self.units) * moved)
 
-    def rebalance(self, target: ArrayLike, price: ArrayLike) -> Fill:
+    def rebalance(self, target: Floats | float, price: Floats | float) -> Fill:
         """Trade every account to ``target`` exposure at ``price``, both (n,) or scalar.
 
         An account whose equity is used up can only be closed: its target is taken as 0.

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from layer3.agent.bars import Bars, load_bars, prepare, save_bars
 from layer3.agent.policy import Policy, load_policy, save_policy
 from layer3.agent.ppo import PPOConfig, Progress, train
@@ -112,8 +114,6 @@ def judge_policy(features_path: Path, folder: Path) -> Evaluation:
 
 
 def _time(bars: Bars, at: int) -> str:
-    import numpy as np
-
     return f"{np.datetime64(int(bars.timestamp[at]), 'ns').astype('datetime64[s]')}+00:00"
 
 

@@ -70,7 +70,7 @@ def prepare(
     history = replay(signals.frame, symbol, interval_seconds, config)
     features = market_features(candles["close"].to_numpy(), interval_seconds)
     bars = Bars(
-        timestamp=candles["timestamp"].astype("datetime64[ns, UTC]").astype("int64").to_numpy(),
+        timestamp=np.asarray(candles["timestamp"].astype("datetime64[ns, UTC]").astype("int64"), dtype=np.int64),
         open=candles["open"].to_numpy(np.float64),
         close=candles["close"].to_numpy(np.float64),
         signal_side=history.signal_side,
@@ -110,5 +110,7 @@ def load_bars(path: Path) -> tuple[Bars, dict[str, Any]]:
     for name, values in columns.items():
         bad = np.flatnonzero(~np.isfinite(values.astype(np.float64)))
         if bad.size:
-            raise DataError(f"{path}: row {bad[0] + 1}, column {name}: {values[bad[0]]} is not finite; run ingest again")
+            raise DataError(
+                f"{path}: row {bad[0] + 1}, column {name}: {values[bad[0]]} is not finite; run ingest again"
+            )
     return Bars(**columns), dict(json.loads(note))

@@ -7,15 +7,16 @@ and earns until the open of *t + 2*. Everything that does not depend on the poli
 
 The reward prices risk in absolute terms, in units of 1 % of equity:
 
-    100 (g_t - risk_aversion / 2 * mean of the last reward_window g^2),  g_t = log growth of equity
+    100 (g_t - b_t - risk_aversion / 2 * mean of the last reward_window g^2),  g_t = log growth of equity
 
 so that doubling the size doubles the gain and quadruples the price of risk, and the best size is
-identified. (A Sharpe-shaped reward hardly changes with the size, and cannot teach it.)
+identified. ``b_t``, what multiplier 1 earns in the same bar before costs, depends on no action: it
+takes noise away and changes no preference. (A Sharpe-shaped reward hardly changes with the size, and cannot teach it.)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ class EnvironmentConfig:
 
     capital: float = 100_000.0
     """Equity at the start of an episode."""
-    costs: Costs = Costs()
+    costs: Costs = field(default_factory=Costs)
     """Commission 0.1 % and slippage 5 bps of the traded notional."""
     max_exposure: float = contract.MAX_EXPOSURE
     """Largest |exposure| as a fraction of equity."""
@@ -118,9 +119,7 @@ class Account:
 class TradingEnvironment:
     """n windows of ``episode_steps`` decisions, drawn at random from ``window`` of the history."""
 
-    def __init__(
-        self, bars: Bars, window: range, n: int, config: EnvironmentConfig, rng: np.random.Generator
-    ) -> None:
+    def __init__(self, bars: Bars, window: range, n: int, config: EnvironmentConfig, rng: np.random.Generator) -> None:
         last_start = window.stop - config.episode_steps - 2
         if last_start < window.start:
             raise TrainingError(

@@ -64,6 +64,8 @@ class Policy:
         """Multiplier in [0, 2] and confidence in [0, 1], each of shape ``(...)``, for states ``(..., 16)``."""
         t = self.tensors
         x = np.asarray(states, dtype=np.float32)
+        if x.shape[-1:] != (contract.STATE_DIM,):  # a lone number would broadcast to 16 equal ones
+            raise ValueError(f"states have shape {x.shape}, expected (..., {contract.STATE_DIM})")
         x = np.clip((x - t["mean"]) / t["std"], -OBSERVATION_CLIP, OBSERVATION_CLIP)
         x = np.tanh(x @ t["w1"] + t["b1"])
         x = np.tanh(x @ t["w2"] + t["b2"])
@@ -93,10 +95,14 @@ class Policy:
 
 
 def golden_pairs(policy: Policy, states: NDArray[np.float32]) -> list[dict[str, Any]]:
-    """The policy's answers to the first ``GOLDEN_PAIRS`` of ``states`` (n, 16), as the manifest keeps them."""
+    """The policy's answers to ``GOLDEN_PAIRS`` of ``states`` (n, 16), spread evenly, as the manifest keeps them.
+
+    Spread, because an episode starts flat: the first states hold no position, and would leave
+    the weights of everything about positions untested.
+    """
     if len(states) < GOLDEN_PAIRS:
         raise PolicyError(f"{GOLDEN_PAIRS} states are needed for golden pairs, got {len(states)}")
-    chosen = states[:GOLDEN_PAIRS]
+    chosen = states[np.linspace(0, len(states) - 1, GOLDEN_PAIRS).astype(int)]
     multiplier, confidence = policy.act(chosen)
     return [
         {"state": [float(v) for v in state], "multiplier": float(m), "confidence": float(c)}
@@ -158,7 +164,9 @@ def load_policy(folder: Path) -> Policy:
         raise PolicyError(f"no policy at {folder}: {error.strerror}: {error.filename}") from error
     except ValueError as error:
         raise PolicyError(f"{manifest_path} is not JSON ({error}): release or train it again") from error
-    missing = {"contract", "policy_sha256", "model_id", "golden"} - set(manifest if isinstance(manifest, dict) else ())
+    if not isinstance(manifest, dict):
+        raise PolicyError(f"{manifest_path} holds a {type(manifest).__name__}, no object: release or train it again")
+    missing = {"contract", "policy_sha256", "model_id", "golden"} - set(manifest)
     if missing:
         raise PolicyError(f"{manifest_path} lacks {', '.join(sorted(missing))}: release or train it again")
     if manifest["contract"] != contract.VERSION:
@@ -166,26 +174,29 @@ def load_policy(folder: Path) -> Policy:
     digest = hashlib.sha256(blob).hexdigest()
     if digest != manifest["policy_sha256"]:
         raise PolicyError(
-            f"{weights_path} has sha256 {digest[:12]}…, its manifest says {manifest['policy_sha256'][:12]}…: "
+            f"{weights_path} has sha256 {digest[:12]}…, its manifest says {str(manifest['policy_sha256'])[:12]}…: "
             "the file was changed or cut short; copy it again"
         )
     try:
         tensors = safetensors.numpy.load(blob)
-    except safetensors.SafetensorError as error:
-        raise PolicyError(f"{weights_path} is not a safetensors file: {error}") from error
+    # A type that numpy does not have (bfloat16) surfaces as a KeyError or a TypeError.
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise PolicyError(f"{weights_path} is not a safetensors file of float32 tensors: {error}") from error
     _check_tensors(tensors)
     policy = Policy(tensors, manifest)
     try:
         policy.self_test()
-    except (KeyError, TypeError, ValueError) as error:
-        raise PolicyError(f"{manifest_path}: golden pairs are malformed ({error!r}): release or train it again") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise PolicyError(
+            f"{manifest_path}: golden pairs are malformed ({error!r}): release or train it again"
+        ) from error
     return policy
 
 
 def _check_tensors(tensors: Mapping[str, NDArray[np.float32]]) -> None:
     if set(tensors) != set(_TENSORS):
         raise PolicyError(f"policy tensors are {sorted(tensors)}, expected {sorted(_TENSORS)}")
-    hidden = tensors["w1"].shape[-1]
+    hidden = tensors["b1"].size
     shapes = {
         "mean": (contract.STATE_DIM,),
         "std": (contract.STATE_DIM,),

@@ -48,6 +48,9 @@ def run(
         at.fill(bar)
         states = account.observe(at)
         multiplier[t] = [decide(state, t) for decide, state in zip(deciders, states, strict=True)]
+        if not np.isfinite(multiplier[t]).all():
+            name = list(strategies)[int(np.argmin(np.isfinite(multiplier[t])))]
+            raise EvaluationError(f"{name} answered no finite multiplier at bar {bar}: check the data and the policy")
         exposure[t] = target_exposure(bars, at, multiplier[t], config.max_exposure)
         fill, _ = account.trade(at, exposure[t])
         turnover[t] = fill.notional / equity[t]
@@ -71,7 +74,7 @@ def run_buy_and_hold(bars: Bars, window: range, config: EnvironmentConfig | None
     equity = np.concatenate(([config.capital], ledger.cash + ledger.units * opens[1:]))
     turnover, cost = np.zeros(steps), np.zeros(steps)
     turnover[0], cost[0] = fill.notional[0] / config.capital, fill.cost[0]
-    return Track(equity, ledger.units * opens[:-1] / equity[:-1], np.ones(steps), turnover, cost, np.empty(0))
+    return Track(equity, ledger.exposure(opens[:-1]), np.ones(steps), turnover, cost, np.empty(0))
 
 
 def evaluate(
@@ -84,7 +87,7 @@ def evaluate(
     Raises
     ------
     EvaluationError : fewer than ``MIN_DECISIONS`` decisions, or the period overlaps the one that
-        the policy was trained on
+        the policy was trained on, or its manifest does not say what that was
     """
     config = config or EnvironmentConfig()
     steps = len(window) - 2
@@ -93,10 +96,10 @@ def evaluate(
             f"the held-out period has {max(steps, 0)} decisions, at least {MIN_DECISIONS} are needed: supply more data"
         )
     timestamps = bars.timestamp[window.start : window.stop - 2]
-    training_end = np.datetime64(str(policy.manifest["data"]["end"])[:19]).astype("datetime64[ns]").astype(np.int64)
-    if training_end >= timestamps[0]:
+    trained = _training_period(policy)
+    if np.datetime64(trained["end"][:19]).astype("datetime64[ns]").astype(np.int64) >= timestamps[0]:
         raise EvaluationError(
-            f"policy {policy.model_id} was trained on data up to {policy.manifest['data']['end']}, the held-out period "
+            f"policy {policy.model_id} was trained on data up to {trained['end']}, the held-out period "
             f"starts at {_iso(timestamps[0])}: what was trained on cannot judge; choose a later period"
         )
 
@@ -118,13 +121,30 @@ def evaluate(
         "contract": policy.manifest["contract"],
         "seed": policy.manifest["seed"],
         "code_version": policy.manifest["code_version"],
-        "training_period": {"start": policy.manifest["data"]["start"], "end": policy.manifest["data"]["end"]},
+        "training_period": trained,
         "period": {"start": _iso(timestamps[0]), "end": _iso(timestamps[-1])},
         "interval_seconds": bars.interval_seconds,
         "capital": config.capital,
         "costs": {"commission": config.costs.commission, "slippage": config.costs.slippage},
     }
     return Evaluation(timestamps, tracks, metrics, context)
+
+
+def _training_period(policy: Policy) -> dict[str, str]:
+    """``start`` and ``end`` of what ``policy`` was trained on; refuses a manifest that cannot be traced."""
+    lacking = {"data", "seed", "code_version"} - set(policy.manifest)
+    try:
+        period = {name: str(policy.manifest["data"][name]) for name in ("start", "end")}
+        for moment in period.values():
+            np.datetime64(moment[:19], "s")
+    except (KeyError, TypeError, ValueError):
+        lacking.add("data")
+    if lacking:
+        raise EvaluationError(
+            f"the manifest of policy {policy.model_id} lacks {', '.join(sorted(lacking))}: what it was trained on is "
+            "not known, so nothing can be held out from it; train it again"
+        )
+    return period
 
 
 def _iso(timestamp: np.int64) -> str:

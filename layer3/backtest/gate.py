@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass
 from typing import Literal
 
 from layer3.backtest.record import KELLY_ONLY, POLICY, Criterion, Evaluation, Verdict
@@ -29,10 +30,18 @@ class Limits:
     """Least standard deviation of the multiplier where the chain holds anything."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not -1e6 < value < 1e6:
-                raise ConfigurationError(f"gate: {field.name} = {value}, expected a finite number")
+        # 20 for "20 %" would wave every drawdown through.
+        for name, low, high in (
+            ("sharpe", -100.0, 100.0),
+            ("probabilistic_sharpe", 0.0, 1.0),
+            ("max_drawdown", 0.0, 1.0),
+            ("trades", 0, 1_000_000),
+            ("versus_kelly", -100.0, 100.0),
+            ("multiplier_sd", 0.0, 1.0),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigurationError(f"gate: {name} = {value}, expected a number in [{low:g}, {high:g}]")
 
 
 def judge(evaluation: Evaluation, limits: Limits | None = None) -> Verdict:
@@ -82,7 +91,7 @@ def judge(evaluation: Evaluation, limits: Limits | None = None) -> Verdict:
 def _criterion(
     name: str, value: float | None, comparison: Literal[">=", "<="], limit: float, sentence: str
 ) -> Criterion:
-    if value is None:
+    if value is None or not math.isfinite(value):
         return Criterion(name, None, comparison, limit, False, "Could not be computed on this record, so it fails.")
     passed = value >= limit if comparison == ">=" else value <= limit
     return Criterion(name, value, comparison, limit, passed, sentence.format(v=value, x=limit))

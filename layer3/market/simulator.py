@@ -14,7 +14,7 @@ returns are independent of everything that came before: a martingale, on which n
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ __all__ = ["PRESETS", "MarketSpec", "load_synthetic", "parse", "quality", "simul
 
 Floats = NDArray[np.float64]
 
-#: Correlation between quality x side and the next return, per unit of edge.
+#: Drift of the next return, in its own standard deviations, per unit of quality x side and of edge.
 IC: Final = 0.12
 _REGIMES: Final = tuple(Regime)
 _SIGMA: Final = np.array([0.0042, 0.0045, 0.0032, 0.0085, 0.0150])
@@ -121,7 +121,8 @@ def simulate(spec: MarketSpec) -> pd.DataFrame:
     worth = quality(signal["signal_risk_score"], signal["signal_confidence"], turbulent) * signal["side"]
     drift = np.zeros(n)
     drift[1:] = spec.edge * IC * worth[:-1]
-    # exp(-sigma^2 / 2) makes the price, not its logarithm, the martingale when there is no edge.
+    # exp(-sigma^2 / 2) makes the price, not its logarithm, the martingale when there is no edge
+    # (to second order in sigma: an hour's sigma is about half a percent).
     log_return = sigma * (drift + shock) - 0.5 * sigma**2
     close = 30_000.0 * np.exp(np.cumsum(log_return))
     opened = np.concatenate(([30_000.0], close[:-1]))
@@ -156,7 +157,7 @@ def _regimes(rng: np.random.Generator, n: int) -> NDArray[np.int64]:
     return out
 
 
-def _signals(rng: np.random.Generator, regime: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+def _signals(rng: np.random.Generator, regime: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
     n = len(regime)
     renewed = rng.random(n) < 1.0 / _SIGNAL_HOURS
     renewed[0] = True

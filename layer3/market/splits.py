@@ -24,8 +24,10 @@ class Splits:
 def split(bars: int, *, purge: int, train: float = 0.6, validation: float = 0.15, min_bars: int = 550) -> Splits:
     """Cut ``bars`` bars into train, validation and test (the rest), in this order of time.
 
-    ``purge`` bars are dropped before validation and before test, so that no look-back window and
-    no label of one part reaches into another. The shares are of what remains after the gaps.
+    ``purge`` bars are dropped before validation and before test, so that nothing that one part is
+    rewarded for, and no number of the state, lies within another. (What is slower by nature, such
+    as the sizing chain's record of past trades, runs through causally.) The shares are of what
+    remains after the gaps.
 
     Raises
     ------
