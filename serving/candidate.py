@@ -1,0 +1,193 @@
+"""A candidate's own server process: started beside the champion, asked over HTTP, always ended."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+from layer3 import contract, storage
+from layer3.agent.policy import PARITY, Policy
+from layer3.errors import ReleaseError
+from serving.settings import EXIT_WITH_STDIN
+
+__all__ = ["SERVER", "Candidate", "running"]
+
+#: The command that serves; a release may be given another one.
+SERVER: Final = (sys.executable, "-m", "serving")
+_HOST: Final = "127.0.0.1"
+_ROOT: Final = Path(__file__).resolve().parents[1]
+_ASK_SECONDS: Final = 5.0
+_POLL_SECONDS: Final = 0.05
+_STOP_SECONDS: Final = 10.0
+_TAIL: Final = 2000
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A server process under test on loopback ``port``; ``output`` is where its log goes."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    output: IO[bytes]
+
+    def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """One request; status and parsed body. OSError or HTTPException when there is no answer."""
+        # http.client and not urllib: a proxy in the environment must not come between.
+        connection = http.client.HTTPConnection(_HOST, self.port, timeout=_ASK_SECONDS)
+        try:
+            content = None if body is None else json.dumps(body, allow_nan=False)
+            connection.request(method, path, content, {"Content-Type": "application/json"} if content else {})
+            response = connection.getresponse()
+            raw = response.read()
+        finally:
+            connection.close()
+        try:
+            return response.status, json.loads(raw)
+        except ValueError:
+            return response.status, {"detail": raw[:200].decode(errors="replace")}
+
+    def require_alive(self) -> None:
+        """Raise a ReleaseError with the end of its log if the process has ended."""
+        status = self.process.poll()
+        if status is not None:
+            raise ReleaseError(
+                f"the candidate's server ended with status {status}; the end of its log:\n{self._tail()}"
+            )
+
+    def wait_until_ready(self, policy: Policy, seconds: float) -> None:
+        """Wait until ``/health`` says that ``policy`` serves; give up at once when it cannot any more."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self.require_alive()
+            try:
+                status, body = self.ask("GET", "/health")
+            except (OSError, http.client.HTTPException) as error:
+                last = f"no answer ({error})"
+            else:
+                if status == 200:
+                    self._require_identity(policy, body)
+                    return
+                last = f"HTTP {status}: {body.get('reason') or body}" if isinstance(body, dict) else f"HTTP {status}"
+                if isinstance(body, dict) and body.get("status") == "unavailable":
+                    raise ReleaseError(f"the candidate's server cannot load the model: {body.get('reason')}")
+            if time.monotonic() > deadline:
+                raise ReleaseError(
+                    f"the candidate's server was not ready within {seconds:g} s; last: {last}; "
+                    f"the end of its log:\n{self._tail()}"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def predict(self, policy: Policy, state: Sequence[float]) -> tuple[float, float]:
+        """Multiplier and confidence that the process answers to ``state``; a ReleaseError if it is no such answer."""
+        try:
+            status, body = self.ask("POST", "/predict", {"state": list(state)})
+        except (OSError, http.client.HTTPException) as error:
+            self.require_alive()
+            raise ReleaseError(f"/predict gave no answer: {error!r}") from error
+        if status != 200:
+            detail = body.get("detail", body) if isinstance(body, dict) else body
+            raise ReleaseError(f"/predict answered HTTP {status}: {detail}")
+        try:
+            multiplier, confidence = float(body["position_multiplier"]), float(body["confidence"])
+            version = body["model_version"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ReleaseError(f"/predict answered {body!r}, which lacks what the API promises ({error!r})") from error
+        if version != policy.model_id:
+            raise ReleaseError(f"/predict was answered by model {version!r}, expected {policy.model_id}")
+        in_range = contract.MULTIPLIER_LOW <= multiplier <= contract.MULTIPLIER_HIGH and 0.0 <= confidence <= 1.0
+        if not in_range:
+            raise ReleaseError(f"/predict answered multiplier {multiplier}, confidence {confidence}: out of range")
+        return multiplier, confidence
+
+    def check_parity(self, policy: Policy) -> float:
+        """Largest difference to the golden pairs over HTTP; a ReleaseError above ``PARITY``."""
+        worst = 0.0
+        for index, pair in enumerate(policy.manifest["golden"]):
+            answers = self.predict(policy, pair["state"])
+            for name, got in zip(("multiplier", "confidence"), answers, strict=True):
+                difference = abs(got - float(pair[name]))
+                if not difference <= PARITY:
+                    raise ReleaseError(
+                        f"golden pair {index}: the served {name} is {got!r}, training said {pair[name]!r} "
+                        f"(allowed difference {PARITY:.0e}): what serves is not the network that was trained"
+                    )
+                worst = max(worst, difference)
+        self.require_alive()
+        return worst
+
+    def _require_identity(self, policy: Policy, body: Any) -> None:
+        found = (body.get("model_version"), body.get("contract")) if isinstance(body, dict) else body
+        if found != (policy.model_id, contract.VERSION):
+            raise ReleaseError(
+                f"port {self.port} is answered by {found!r}, expected model {policy.model_id} under contract "
+                f"{contract.VERSION}: another server holds the port, or the wrong model was loaded"
+            )
+
+    def _tail(self) -> str:
+        self.output.seek(0, os.SEEK_END)
+        self.output.seek(max(0, self.output.tell() - _TAIL))
+        return self.output.read().decode(errors="replace").strip() or "(nothing)"
+
+
+@contextlib.contextmanager
+def running(model_uri: str, port: int | None = None, command: Sequence[str] = SERVER) -> Iterator[Candidate]:
+    """Serve ``model_uri`` in a process of its own on loopback, for as long as the ``with`` block lasts.
+
+    The process ends with the block, whatever ends that; it also ends by itself when this process
+    is killed, because its standard input closes. A ReleaseError if ``port`` is taken.
+    """
+    chosen = _free_port(port)
+    with tempfile.TemporaryFile(prefix="himari-candidate-") as output:
+        process = subprocess.Popen(
+            list(command),
+            # `-m serving` finds its package in the working directory: it must be this one's.
+            cwd=_ROOT,
+            env=_environment(model_uri, chosen),
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            yield Candidate(process, chosen, output)
+        finally:
+            _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_SECONDS)
+    finally:  # also when Ctrl-C comes while we wait
+        process.kill()
+        process.wait()
+        if process.stdin:
+            process.stdin.close()
+
+
+def _environment(model_uri: str, port: int) -> Mapping[str, str]:
+    inherited = {key: value for key, value in os.environ.items() if key not in ("K_SERVICE", "ACCESS_LOG")}
+    absolute = model_uri if storage.is_remote(model_uri) else str(Path(model_uri).resolve())
+    return {**inherited, "HOST": _HOST, "PORT": str(port), "MODEL_URI": absolute, EXIT_WITH_STDIN: "1"}
+
+
+def _free_port(wanted: int | None) -> int:
+    with socket.socket() as probe:
+        # As uvicorn binds: a port whose last connections linger in TIME_WAIT counts as free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, wanted or 0))
+        except (OSError, OverflowError) as error:
+            raise ReleaseError(f"port {wanted} on {_HOST} cannot be used ({error}): choose another") from error
+        return int(probe.getsockname()[1])
