@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from layer3.errors import DataError
-from layer3.market.signal_columns import SIGNAL_COLUMNS, check_signals, describe, without_signal
+from layer3.market.signal_columns import SIGNAL_COLUMNS, check_signals, describe, to_floats, without_signal
 from layer3.market.timestamps import to_nanoseconds
 
 __all__ = [
@@ -234,10 +234,7 @@ def _interval(times: NDArray[np.int64], origin: str, column: str, max_gap: int) 
 
 
 def _numbers(raw: pd.Series, name: str, times: NDArray[np.int64], origin: str) -> NDArray[np.float64]:
-    numbers = np.full(len(raw), np.nan)
-    if not pd.api.types.is_bool_dtype(raw.dtype) and not pd.api.types.is_datetime64_any_dtype(raw.dtype):
-        parsed = pd.to_numeric(raw, errors="coerce")
-        numbers = parsed.astype("Float64").to_numpy(dtype=np.float64, na_value=np.nan)
+    numbers = to_floats(raw)
     wrong = ~np.isfinite(numbers)
     if wrong.any():
         row = int(np.argmax(wrong))

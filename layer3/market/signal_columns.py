@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from layer3.errors import DataError
 from layer3.types import Action, Regime
 
-__all__ = ["CASCADE_COLUMNS", "SIGNAL_COLUMNS", "TIER_RISK", "check_signals", "describe", "without_signal"]
+__all__ = ["CASCADE_COLUMNS", "SIGNAL_COLUMNS", "TIER_RISK", "check_signals", "describe", "to_floats", "without_signal"]
 
 #: What warns of a cascade, as in :class:`layer3.types.CascadeIndicators`; NaN where the feed is missing.
 CASCADE_COLUMNS: Final[tuple[str, ...]] = (
@@ -77,6 +77,17 @@ def describe(origin: str, times: NDArray[np.int64], row: int, column: str, value
     return f"{origin}, row {row + 1} ({when}), column {column!r}: {shown!r}"
 
 
+def to_floats(raw: pd.Series) -> NDArray[np.float64]:
+    """Numbers of a column as float64, shape (n,); NaN where a value is empty or is no number."""
+    if pd.api.types.is_bool_dtype(raw.dtype) or pd.api.types.is_datetime64_any_dtype(raw.dtype):
+        return np.full(len(raw), np.nan)
+    if raw.dtype == object:
+        # Through text: objects may be anything, and of them only what reads as a number counts.
+        raw = raw.astype("str").where(raw.notna())
+    numbers = pd.to_numeric(raw, errors="coerce").astype("Float64")
+    return np.asarray(numbers.to_numpy(dtype=np.float64, na_value=np.nan))
+
+
 def check_signals(columns: dict[str, pd.Series], times: NDArray[np.int64], origin: str) -> tuple[pd.DataFrame, int]:
     """Check the signal columns of a file and bring them to their canonical form.
 
@@ -99,9 +110,7 @@ def check_signals(columns: dict[str, pd.Series], times: NDArray[np.int64], origi
     pair = [name for name in ("signal_action", "signal_confidence") if name in columns]
     if len(pair) == 1:
         other = "signal_confidence" if pair == ["signal_action"] else "signal_action"
-        raise DataError(
-            f"{origin}: has a column {pair[0]!r} but none {other!r}; a signal needs both, add or remove one"
-        )
+        raise DataError(f"{origin}: has a column {pair[0]!r} but no {other!r}; a signal needs both, add or remove one")
     checked: dict[str, pd.Series] = {}
     for name in SIGNAL_COLUMNS:
         if name in columns:
@@ -163,7 +172,7 @@ def _number(name: str, raw: pd.Series, times: NDArray[np.int64], origin: str) ->
         text = text.mask(text.str.lower().isin(["", "nan", "none", "null", "<na>"]).to_numpy(dtype=bool))
         if name == "signal_tier":
             text = text.str.replace(r"^[Tt]", "", regex=True)
-    numbers = pd.to_numeric(text, errors="coerce").astype("Float64").to_numpy(dtype=np.float64, na_value=np.nan)
+    numbers = to_floats(text)
     low, high, _ = _RANGES[name]
     given = text.notna().to_numpy(dtype=bool)
     with np.errstate(invalid="ignore"):

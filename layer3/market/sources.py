@@ -14,6 +14,7 @@ import hashlib
 import io
 import lzma
 import re
+import time
 import warnings
 import zipfile
 import zlib
@@ -74,6 +75,7 @@ def load(
     now: Callable[[], datetime] = utc_now,
     connect: Callable[[str], exchange.Exchange] = exchange.connect,
     cache: Path = exchange.CACHE,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> tuple[pd.DataFrame, CandleReport]:
     """Read candles and check them (:func:`layer3.market.candles.check`).
 
@@ -83,7 +85,8 @@ def load(
         that exists wins over the other readings
     symbol : what the run calls the market; a file with a ``symbol`` column must agree with it
     version : from :func:`version_of`; empty takes the data as they are now
-    now, connect, cache : the clock, and for an exchange how to reach it and where its pages are kept
+    now, connect, cache, sleep : the clock, and for an exchange how to reach it, where its pages are
+        kept, and how to wait between attempts
 
     Raises
     ------
@@ -100,7 +103,7 @@ def load(
         end = _window_end(version, now())
         client = connect(name)
         try:
-            frame = exchange.history(client, market, end=end, cache=cache)
+            frame = exchange.history(client, market, end=end, cache=cache, sleep=sleep)
         finally:
             client.close()
     else:
@@ -135,7 +138,7 @@ def _read(data: str) -> bytes:
         raw = storage.read_bytes(data)
     except FileNotFoundError as error:
         raise DataError(
-            f"{data}: there is no such file; give the path of a CSV or Parquet file (from {Path.cwd()}), "
+            f"{data}: there is no such file; give the path of a CSV or Parquet file (looked for from {Path.cwd()}), "
             "<exchange>:<SYMBOL> or synthetic:<edge>"
         ) from error
     except OSError as error:
@@ -224,7 +227,10 @@ def _csv(raw: bytes, data: str) -> pd.DataFrame:
         raise DataError(f"{data}: is a web page, not CSV; download the file itself")
     if head in ("", "{", "["):
         raise DataError(f"{data}: holds no CSV; its first line must name the columns")
-    header = next(csv.reader(io.StringIO(text.lstrip())))
+    try:
+        header = next(csv.reader(io.StringIO(text.lstrip())))
+    except csv.Error as error:
+        raise DataError(f"{data}: its first line cannot be read as CSV ({error}); it must name the columns") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -239,10 +245,10 @@ def _csv(raw: bytes, data: str) -> pd.DataFrame:
                 na_values=[""],
                 low_memory=False,
             )
-    except pd.errors.EmptyDataError as error:
-        raise DataError(f"{data}: has a header but no rows; export it again") from error
     except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
         raise DataError(f"{data}: a row has more fields than the header has columns: {str(error).strip()}") from error
+    if frame.empty:
+        raise DataError(f"{data}: has a header but no rows; download or export it again")
     frame.columns = pd.Index(header)
     return frame
 
