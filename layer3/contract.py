@@ -109,12 +109,13 @@ def build_state(
         state[..., 1 + offset] = sgn == value
     for offset in range(4):
         state[..., 4 + offset] = tr == offset + 1
-    state[..., 8] = np.minimum(np.abs(held) / MAX_EXPOSURE, 1.0)
+    # Clipped before it is scaled, so that no finite number overflows.
+    state[..., 8] = np.minimum(np.abs(held), MAX_EXPOSURE) / MAX_EXPOSURE
     state[..., 9] = np.sign(held)
     state[..., 10] = np.clip(pnl, -0.5, 0.5) * 2.0
-    state[..., 11] = np.clip(r1 * (100.0 / 10.0), -1.0, 1.0)
-    state[..., 12] = np.clip(r4 * (100.0 / 20.0), -1.0, 1.0)
-    state[..., 13] = np.clip(vol / 0.1, 0.0, 1.0)
+    state[..., 11] = np.clip(r1, -0.1, 0.1) * (100.0 / 10.0)
+    state[..., 12] = np.clip(r4, -0.2, 0.2) * (100.0 / 20.0)
+    state[..., 13] = np.clip(vol, 0.0, 0.1) / 0.1
     state[..., 14] = np.clip(wins, 0.0, 1.0)
     state[..., 15] = np.clip(risk, 0.0, 1.0)
     return state

@@ -104,7 +104,8 @@ class Ledger:
         An account whose equity is used up can only be closed: its target is taken as 0.
         """
         before = self.equity(price)
-        target = np.where(before > 0.0, target, 0.0)
+        # A target of dust is no position: rounding would choose its side.
+        target = np.where((before > 0.0) & ~(np.abs(target) <= _DUST), target, 0.0)
         held = self.units * price
         gap = target * before - held
         gap = np.where(np.abs(gap) <= _DUST * np.abs(before), 0.0, gap)
