@@ -54,7 +54,16 @@ def deploy(
         }
     )
     record = result.to_json()
-    note.metadata.update(metadata({name: value for name, value in record.items() if not isinstance(value, list)}))
-    lines = [f"# Released {policy.model_id}", "", *(f"- {name}: {value}" for name, value in record.items())]
+    steps = record.pop("steps")
+    note.metadata.update(metadata(record))
+    lines = [
+        f"# {result.outcome.capitalize()}: {result.model_id}",
+        "",
+        f"Run {run_id}. Before it: {result.previous or 'nothing'}.",
+        "",
+        *(f"- {step['name']}: {step['seconds']:.2f} s {step['detail']}".rstrip() for step in steps),
+    ]
     place(note).write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
+    done = ", ".join(step["name"] for step in steps)
+    print(f"{result.outcome.capitalize()} {result.model_id}" + (f" after {done}" if done else ""))

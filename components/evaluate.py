@@ -28,6 +28,8 @@ def evaluate(
     evaluation.metadata.update(metadata(result.context))
     figures = {f"{track}_{name}": value for track, row in result.metrics.items() for name, value in row.items()}
     log_metrics(metrics, figures)
-    for track, row in result.metrics.items():
-        sharpe = "n/a" if row["sharpe"] is None else f"{row['sharpe']:+.2f}"
-        print(f"{track:14s} Sharpe {sharpe:>6s}  return {row['total_return']:+8.1%}  drawdown {row['max_drawdown']:6.1%}")
+    ratios = {
+        track.replace("_", " "): "n/a" if row["sharpe"] is None else f"{row['sharpe']:+.2f}"
+        for track, row in result.metrics.items()
+    }
+    print("Sharpe: " + ", ".join(f"{track} {ratio}" for track, ratio in ratios.items()))

@@ -43,4 +43,7 @@ def gate(
     verdict.metadata["criteria"] = decision.to_json()["criteria"]
     for criterion in decision.criteria:
         print(f"{'pass' if criterion.passed else 'FAIL'}  {criterion.name:22s} {criterion.sentence}")
+    failed = sum(not criterion.passed for criterion in decision.criteria)
+    count = len(decision.criteria)
+    print(f"Passed: all {count} criteria hold" if decision.passed else f"Rejected: {failed} of {count} criteria failed")
     return decision.passed

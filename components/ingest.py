@@ -27,4 +27,5 @@ def ingest(
     candles.metadata.update(metadata(info))
     features.metadata.update(metadata(info))
     kind = "SYNTHETIC " if info["synthetic"] else ""
-    print(f"{info['rows']:,} {kind}candles of {symbol}, {info['start']} to {info['end']}; signals: {info['signals']}")
+    period = f"{info['start'][:10]} to {info['end'][:10]}"
+    print(f"{info['rows']:,} {kind}candles of {symbol}, {period}; signals: {info['signals']}")

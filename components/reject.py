@@ -20,13 +20,15 @@ def reject(verdict: dsl.Input[dsl.Markdown], run_id: str, note: dsl.Output[dsl.M
         raise ReleaseError("the verdict is passed: such a candidate is not rejected")
     failed = [criterion for criterion in verdict.metadata["criteria"] if not criterion["passed"]]
     model_id = verdict.metadata["model_id"]
+    asked = len(verdict.metadata["criteria"])
     lines = [
         f"# Rejected {model_id}",
         "",
-        f"Run {run_id}. {len(failed)} of {len(verdict.metadata['criteria'])} criteria failed; what serves is unchanged.",
+        f"Run {run_id}. {len(failed)} of {asked} criteria failed; what serves is unchanged.",
         "",
         *(f"- {criterion['name']}: {criterion['sentence']}" for criterion in failed),
     ]
     place(note).write_text("\n".join(lines) + "\n", encoding="utf-8")
     note.metadata.update({"model_id": model_id, "failed": [criterion["name"] for criterion in failed]})
     print("\n".join(lines))
+    print(f"{len(failed)} of {asked} criteria failed; what serves is unchanged")

@@ -53,4 +53,4 @@ def train(
     log_metrics(metrics, figures)
     kept = {name: value for name, value in policy.manifest.items() if name not in {"golden", "metrics", "training"}}
     model.metadata.update(metadata({**kept, "device": device, "framework": "numpy + safetensors"}))
-    print(f"Policy {policy.model_id}, trained on {device}, sha256 {policy.manifest['policy_sha256']}")
+    print(f"Policy {policy.model_id}, {steps:,} steps on {device}")

@@ -49,9 +49,7 @@ def leaves(spec: Spec) -> list[Leaf]:
     }
     awaited = {name for leaf in found for name in leaf.depends_on}
     ends = tuple(leaf.name for leaf in found if leaf.name not in awaited | exits)
-    found = [
-        Leaf(leaf.name, leaf.display_name, leaf.component, ends) if leaf.name in exits else leaf for leaf in found
-    ]
+    found = [Leaf(leaf.name, leaf.display_name, leaf.component, ends) if leaf.name in exits else leaf for leaf in found]
     ordered: list[Leaf] = []
     while found:
         done = {leaf.name for leaf in ordered}

@@ -40,10 +40,15 @@ class Trace:
     def _started(self, execution: Execution) -> None:
         self._clock = time.perf_counter()
         self._steps[execution.name] = {"started": _now()}
+        if self._live:
+            print(f"{self._heading(execution.name)} …", end="", file=self._out, flush=True)
 
     def _progress(self, done: int, total: int) -> None:
         if self._live and self._bar is None:
-            self._bar = tqdm(total=total, unit=" steps", unit_scale=True, leave=False, file=self._out, desc="  training")
+            print(file=self._out)
+            self._bar = tqdm(
+                total=total, unit=" steps", unit_scale=True, leave=False, file=self._out, desc="      training"
+            )
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
 
@@ -70,17 +75,22 @@ class Trace:
             "error": error,
         }
         word = {"SUCCEEDED": "done", "CACHED": "cached", "FAILED": "FAILED"}[state]
-        number = [leaf.name for leaf in self._leaves].index(execution.name) + 1
-        line = f"[{number}/{len(self._leaves)}] {leaf.display_name:<26} {word:<7} {seconds:6.1f} s"
         note = _note(execution.log) if state == "SUCCEEDED" else ""
-        print(f"{line}   {note}".rstrip(), file=self._out, flush=True)
+        line = f"{self._heading(leaf.name)} {word:<7} {seconds:6.1f} s   {note}".rstrip()
+        print(f"\r{line}" if self._live else line, file=self._out, flush=True)
+
+    def _heading(self, name: str) -> str:
+        names = [leaf.name for leaf in self._leaves]
+        at = names.index(name)
+        return f"[{at + 1}/{len(names)}] {self._leaves[at].display_name:<26}"
 
     def failure(self) -> str | None:
         """The first failed step and the end of what it said, if one failed."""
         for step in self._steps.values():
             if step.get("status") == "FAILED":
                 indented = "\n".join(f"    {line}" for line in (step["error"] or "").splitlines())
-                return f"step {step['display_name']!r} failed, its output ends with\n{indented}\n  whole log: {step['log']}"
+                said = f"its output ends with\n{indented}\n  whole log: {step['log']}"
+                return f"step {step['display_name']!r} failed, {said}"
         return None
 
     def record(self) -> dict[str, Any]:
@@ -158,14 +168,13 @@ def _skipped(leaf: Leaf) -> dict[str, Any]:
 def _lines(log: Path | None) -> list[str]:
     if log is None or not log.exists():
         return []
-    noise = ("[KFP Executor", "Got executor_input", "{", "}", " ", "\t")
     text = log.read_text(encoding="utf-8").splitlines()
-    return [line for line in text if line.strip() and not line.startswith(noise[:2])]
+    return [line for line in text if line.strip() and not line.startswith("[KFP Executor")]
 
 
 def _note(log: Path | None) -> str:
     """The last thing that a step itself said, in one line."""
-    spoken = [line for line in _lines(log) if line[:1] not in "{}[ \t#-"]
+    spoken = [line for line in _lines(log) if line[0] not in "{}[ \t#-"]
     return spoken[-1][:110] if spoken else ""
 
 

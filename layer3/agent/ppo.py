@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 import numpy as np
@@ -37,7 +37,7 @@ class PPOConfig:
     """Every hyperparameter. Batch, epochs, rollout and rate were measured to learn; the customary
     64 x 10 epochs at 3e-4 collapse the action's spread on this problem."""
 
-    steps: int = 500_000
+    steps: int = 250_000
     """Environment steps in all."""
     environments: int = 128
     """Windows that run side by side."""
@@ -127,7 +127,8 @@ def _mlp(hidden: int, outputs: int, last_gain: float, generator: torch.Generator
     sizes = ((contract.STATE_DIM, hidden, 2**0.5), (hidden, hidden, 2**0.5), (hidden, outputs, last_gain))
     layers: list[nn.Module] = []
     for inputs, width, gain in sizes:
-        linear = nn.Linear(inputs, width)
+        # The usual constructor would draw weights from the caller's global stream.
+        linear = nn.utils.skip_init(nn.Linear, inputs, width)
         nn.init.orthogonal_(linear.weight, gain, generator=generator)
         nn.init.zeros_(linear.bias)
         layers += [linear, nn.Tanh()]
@@ -271,7 +272,7 @@ def _update(
         loss = -torch.min(ratio * gain, clipped * gain).mean() - config.entropy * entropy
         loss = loss + config.value * nn.functional.mse_loss(networks.value(states), goal[rows])
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(networks.actor.parameters(), config.max_gradient)
         nn.utils.clip_grad_norm_(networks.critic.parameters(), config.max_gradient)
         optimiser.step()
@@ -372,6 +373,13 @@ def _tensors(networks: _Networks, normalise: _Normaliser) -> dict[str, States]:
 
 def _check_learnable(bars: Bars, window: range) -> None:
     part = slice(window.start, window.stop)
+    for field in fields(Bars):
+        bad = np.flatnonzero(~np.isfinite(getattr(bars, field.name)[part]))
+        if bad.size:
+            raise TrainingError(
+                f"{field.name} at bar {window.start + bad[0]} is {getattr(bars, field.name)[part][bad[0]]}, "
+                "which is not finite: prepare the data again with ingest"
+            )
     if np.ptp(bars.open[part]) == 0.0:
         raise TrainingError(
             f"the price is {bars.open[window.start]} on all {len(window):,} bars of the training period: "

@@ -1,0 +1,90 @@
+# Every command a user needs; `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Where pip looks for torch first; empty means wherever it looks for everything.
+TORCH_INDEX ?=
+
+MARKET ?= default
+DATA ?= synthetic:$(MARKET)
+SYMBOL ?=
+SEED ?= 1
+STEPS ?= 250000
+THRESHOLD ?= 1.0
+STORE ?= .
+HOST ?= 127.0.0.1
+PORT ?= 8080
+SIGNAL ?=
+ENDPOINT ?= http://127.0.0.1:$(PORT)
+
+.PHONY: help install compile run-local serve size rollback release-status test lint format types imports check bench lock clean
+
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '\n  run-local takes DATA=FILE|gs://…|exchange:SYMBOL with SYMBOL=…, or MARKET=default|no-edge|edge=0.5,seed=3,\n'
+	@printf '  and SEED=, STEPS=, THRESHOLD=, STORE=. size takes SIGNAL=FILE.json. serve takes PORT= and HOST=.\n'
+
+install: $(READY) ## create the environment in .venv
+
+$(READY): pyproject.toml requirements.lock
+	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed (3.12 and 3.13 work too): install it, or say PYTHON=/path/to/python3.11"; exit 2; }
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}: say PYTHON=/path/to/python3.11")'
+	@echo "Creating the environment in $(VENV) (once, about a minute and a half)"
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch==2.13.0'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[pipeline,exchange,dev]'
+	@touch $(READY)
+
+compile: $(READY) ## compile the pipelines to build/*.yaml
+	@$(BIN)/python compile.py
+
+run-local: compile ## run the compiled training pipeline on this machine
+	@$(BIN)/python -m pipelines.local --data "$(DATA)" --symbol "$(SYMBOL)" --seed "$(SEED)" --steps "$(STEPS)" --threshold "$(THRESHOLD)" --store "$(STORE)"
+
+serve: $(READY) ## serve the champion on http://127.0.0.1:8080
+	@MODEL_URI="$(STORE)/channels/production.json" HOST="$(HOST)" PORT="$(PORT)" $(BIN)/python -m serving
+
+size: $(READY) ## size one signal (SIGNAL=FILE.json, or the built-in example)
+	@$(BIN)/python -m layer3.size --endpoint "$(ENDPOINT)" --store "$(STORE)" $(if $(SIGNAL),--input "$(SIGNAL)")
+
+rollback: $(READY) ## put the champion before this one back into service
+	@$(BIN)/python -m serving.release rollback --store "$(STORE)"
+
+release-status: $(READY) ## what serves, since when, and what served before
+	@$(BIN)/python -m serving.release status --store "$(STORE)"
+
+test: $(READY) ## run the tests
+	@$(BIN)/python -m pytest
+
+lint: $(READY) ## ruff: rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(READY) ## let ruff rewrite the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: $(READY) ## mypy --strict on layer3 and serving
+	@$(BIN)/mypy
+
+imports: $(READY) ## the import rules
+	@$(BIN)/lint-imports
+
+check: lint types imports test ## everything that CI runs
+
+bench: $(READY) ## the benchmarks
+	@for file in bench/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+lock: $(READY) ## resolve the dependencies anew into requirements.lock
+	@$(BIN)/python -m pip install --quiet uv
+	@$(BIN)/uv pip compile --universal --python-version 3.11 --all-extras --no-emit-package torch --no-header --no-annotate pyproject.toml | grep -vE '^(nvidia-|cuda-|triton)' > requirements.lock.partial
+	@mv requirements.lock.partial requirements.lock
+
+clean: ## remove the environment and everything built (not runs/, models/, channels/)
+	rm -rf $(VENV) build .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache *.egg-info

@@ -1,0 +1,152 @@
+"""The compiled pipeline: what Vertex gets."""
+
+import configparser
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+import compile as compiler
+from components.image import IMAGE
+from layer3.errors import ConfigurationError
+
+ROOT = Path(__file__).resolve().parents[1]
+PINNED = "europe-docker.pkg.dev/p/himari/pipeline@sha256:" + "ab" * 32
+STEPS = {"ingest", "train", "evaluate", "gate", "deploy", "reject", "notify"}
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    (path,) = compiler.compile_pipelines(tmp_path_factory.mktemp("build"))
+    return yaml.safe_load(path.read_text())
+
+
+def dag_of(spec, name):
+    return spec["components"][name]["dag"]["tasks"]
+
+
+def body(spec):
+    handler = next(name for name in spec["root"]["dag"]["tasks"] if name.startswith("exit-handler"))
+    return dag_of(spec, spec["root"]["dag"]["tasks"][handler]["componentRef"]["name"])
+
+
+def test_versions_are_the_ones_that_work_together():
+    """Below kfp 2.17 a local If is silently false; older resolves downgrade each other silently."""
+    assert importlib.metadata.version("kfp") == "2.17.0"
+    assert importlib.metadata.version("google-cloud-pipeline-components").startswith("2.22.")
+    major, minor, *_ = importlib.metadata.version("google-cloud-aiplatform").split(".")
+    assert (int(major), int(minor)) >= (1, 165)
+    assert int(major) < 2
+    assert importlib.metadata.version("torch").split("+")[0] == "2.13.0"
+
+
+def test_the_lock_holds_the_installed_versions_and_leaves_torch_to_the_user():
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    locked = {r.name: str(r.specifier) for r in map(Requirement, lines) if r.marker is None or r.marker.evaluate()}
+    for name in ("kfp", "google-cloud-aiplatform", "google-cloud-pipeline-components", "numpy", "safetensors"):
+        assert locked[name] == f"=={importlib.metadata.version(name)}"
+    assert not [name for name in locked if name.startswith(("nvidia-", "torch", "triton"))]
+
+
+def test_every_step_has_a_container_a_display_name_and_nothing_else_runs(spec):
+    executors = spec["deploymentSpec"]["executors"]
+    assert {name.removeprefix("exec-") for name in executors} == STEPS
+    for executor in executors.values():
+        assert executor["container"]["command"] == ["python3", "-m", "kfp.dsl.executor_main"]
+        assert executor["container"]["image"] == IMAGE
+    for component in [spec["root"], *spec["components"].values()]:
+        for task in component.get("dag", {}).get("tasks", {}).values():
+            assert task["taskInfo"]["name"]
+
+
+def test_steps_that_decide_are_never_cached_and_the_others_are(spec):
+    tasks = dict(body(spec)) | {"notify": spec["root"]["dag"]["tasks"]["notify"]}
+    for component in spec["components"].values():
+        for name, task in component.get("dag", {}).get("tasks", {}).items():
+            if name in STEPS:
+                tasks[name] = task
+    cached = {name for name in STEPS if tasks[name].get("cachingOptions", {}).get("enableCache", False)}
+    assert cached == {"ingest", "train", "evaluate"}
+
+
+def test_train_asks_for_a_t4_and_is_tried_again(spec):
+    resources = spec["deploymentSpec"]["executors"]["exec-train"]["container"]["resources"]
+    assert resources["accelerator"]["resourceType"] == "NVIDIA_TESLA_T4"
+    assert str(resources["accelerator"]["resourceCount"]) == "1"
+    assert resources["resourceCpuLimit"] == "4"
+    assert resources["resourceMemoryLimit"] == "15G"
+    assert body(spec)["train"]["retryPolicy"]["maxRetryCount"] == 2
+
+
+def test_the_gate_decides_by_one_unnamed_bool_with_if_and_else(spec):
+    outputs = spec["components"]["comp-gate"]["outputDefinitions"]
+    assert outputs["parameters"] == {"Output": {"parameterType": "BOOLEAN"}}
+    conditions = [
+        task["triggerPolicy"]["condition"]
+        for component in spec["components"].values()
+        for task in component.get("dag", {}).get("tasks", {}).values()
+        if "condition" in task.get("triggerPolicy", {})
+    ]
+    asked = "inputs.parameter_values['pipelinechannel--gate-Output'] == true"
+    assert sorted(conditions) == [f"!({asked})", asked]
+
+
+def test_notify_runs_whatever_happens(spec):
+    task = spec["root"]["dag"]["tasks"]["notify"]
+    assert task["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+    assert "taskFinalStatus" in task["inputs"]["parameters"]["status"]
+
+
+def test_artifacts_are_typed(spec):
+    def outputs(step):
+        artifacts = spec["components"][f"comp-{step}"]["outputDefinitions"]["artifacts"]
+        return {name: item["artifactType"]["schemaTitle"] for name, item in artifacts.items()}
+
+    assert outputs("ingest") == {"candles": "system.Dataset", "features": "system.Dataset"}
+    assert outputs("train") == {"model": "system.Model", "metrics": "system.Metrics"}
+    assert outputs("evaluate") == {"evaluation": "system.Dataset", "metrics": "system.Metrics"}
+    assert outputs("gate") == {"verdict": "system.Markdown", "tear_sheet": "system.HTML"}
+    assert outputs("deploy") == {"released": "google.UnmanagedContainerModel", "note": "system.Markdown"}
+    assert outputs("reject") == {"note": "system.Markdown"}
+
+
+def test_an_image_is_set_in_every_step_only_when_pinned(tmp_path):
+    (path,) = compiler.compile_pipelines(tmp_path, PINNED)
+    executors = yaml.safe_load(path.read_text())["deploymentSpec"]["executors"]
+    assert {executor["container"]["image"] for executor in executors.values()} == {PINNED}
+    assert [file.name for file in tmp_path.iterdir()] == ["training.yaml"]
+    with pytest.raises(ConfigurationError, match="not pinned by digest"):
+        compiler.compile_pipelines(tmp_path, "europe-docker.pkg.dev/p/himari/pipeline:latest")
+
+
+def test_the_command_line_refuses_an_unpinned_image(tmp_path, capsys):
+    assert compiler.main(["--output", str(tmp_path), "--image", "x:latest"]) == 2
+    assert "sha256" in capsys.readouterr().err
+
+
+def test_nothing_reads_the_environment_at_import(tmp_path):
+    """Two compilations under different environments give the same bytes."""
+    paths = []
+    for number, extra in enumerate(({}, {"IMAGE": "x", "PROJECT": "y", "VERTEX_LOCATION": "z"})):
+        folder = tmp_path / str(number)
+        environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), **extra}
+        command = [sys.executable, str(ROOT / "compile.py"), "--output", str(folder)]
+        subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True)
+        paths.append(folder / "training.yaml")
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_the_pipeline_file_stays_small():
+    assert len((ROOT / "pipelines" / "training.py").read_text().splitlines()) < 150
+
+
+def test_the_executor_finds_every_component():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "components" / "kfp_config.ini")
+    assert set(config["Components"]) == STEPS
+    for name, file in config["Components"].items():
+        assert f"def {name}(" in (ROOT / "components" / file).read_text()
