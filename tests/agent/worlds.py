@@ -1,0 +1,113 @@
+"""Small hand-made worlds for the agent's and the backtest's tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layer3 import contract
+from layer3.agent.bars import Bars
+from layer3.agent.policy import Policy, save_policy
+
+HOUR_NS = 3_600_000_000_000
+START = int(np.datetime64("2023-01-01", "ns").astype(np.int64))
+
+
+def make_bars(n: int, seed: int = 1, **columns: Any) -> Bars:
+    """A seeded walk with signals that change every few bars; any column may be given instead.
+
+    The confidence of bar t is t / 4096, so that a state tells which bar it was seen at.
+    """
+    rng = np.random.default_rng(seed)
+    close = 100.0 * np.exp(np.cumsum(0.01 * rng.standard_normal(n)))
+    side = np.repeat(rng.choice([-1, 0, 1], n // 5 + 1), 5)[:n].astype(np.int8)
+    made: dict[str, Any] = {
+        "timestamp": START + HOUR_NS * np.arange(n, dtype=np.int64),
+        "open": close * np.exp(0.002 * rng.standard_normal(n)),
+        "close": close,
+        "signal_side": side,
+        "direction": side.copy(),
+        "confidence": np.arange(n) / 4096.0,
+        "tier": rng.integers(1, 5, n).astype(np.int8),
+        "base_fraction": rng.uniform(0.05, 0.45, n),
+        "cascade_risk": rng.uniform(0.0, 1.0, n),
+        "return_1h": 0.01 * rng.standard_normal(n),
+        "return_4h": 0.02 * rng.standard_normal(n),
+        "volatility": rng.uniform(0.01, 0.09, n),
+    }
+    return Bars(**(made | columns))
+
+
+def bar_of(states: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Which bars the states (n, 16) of such a world were seen at."""
+    return np.rint(states[:, 0].astype(np.float64) * 4096.0).astype(np.int64)
+
+
+def trend(prices: NDArray[np.float64], **columns: Any) -> Bars:
+    """Always long a tenth, at these opens."""
+    n = len(prices)
+    always = np.ones(n, dtype=np.int8)
+    fixed = {"open": prices, "close": prices, "signal_side": always, "direction": always}
+    return make_bars(n, **({**fixed, "base_fraction": np.full(n, 0.1)} | columns))
+
+
+def make_tensors(seed: int = 1, hidden: int = 8, scale: float = 1.0) -> dict[str, NDArray[np.float32]]:
+    """A random network."""
+    rng = np.random.default_rng(seed)
+    d = contract.STATE_DIM
+    shapes = {
+        "w1": (d, hidden),
+        "b1": (hidden,),
+        "w2": (hidden, hidden),
+        "b2": (hidden,),
+        "w3": (hidden, 2),
+        "b3": (2,),
+    }
+    tensors = {name: (scale * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
+    tensors["mean"] = rng.uniform(-0.5, 0.5, d).astype(np.float32)
+    tensors["std"] = rng.uniform(0.3, 2.0, d).astype(np.float32)
+    return tensors
+
+
+def make_states(n: int, seed: int = 1) -> NDArray[np.float32]:
+    """Random states within the contract's bounds."""
+    rng = np.random.default_rng(seed)
+    return contract.build_state(
+        confidence=rng.uniform(0, 1, n),
+        side=rng.integers(-1, 2, n),
+        tier=rng.integers(1, 5, n),
+        exposure=rng.uniform(-0.5, 0.5, n),
+        unrealised_pnl=rng.normal(0, 0.1, n),
+        return_1h=rng.normal(0, 0.02, n),
+        return_4h=rng.normal(0, 0.04, n),
+        volatility=rng.uniform(0, 0.1, n),
+        win_rate=rng.uniform(0, 1, n),
+        cascade_risk=rng.uniform(0, 1, n),
+    )
+
+
+def make_details(**changes: Any) -> dict[str, Any]:
+    """What a manifest says of the training; the worlds above begin a day after its end."""
+    data = {
+        "source": "test",
+        "sha256": "0" * 64,
+        "start": "2022-01-01T00:00:00+00:00",
+        "end": "2022-12-31T00:00:00+00:00",
+    }
+    return {"symbol": "SYNTH-USD", "synthetic": True, "data": data, "seed": 1, "code_version": "abc", **changes}
+
+
+def make_policy(folder: Path, tensors: dict[str, NDArray[np.float32]] | None = None, **details: Any) -> Policy:
+    """A policy saved in ``folder``."""
+    return save_policy(folder, tensors or make_tensors(), make_details(**details), make_states(100))
+
+
+def constant_tensors(alpha_minus_one: float = 1.0, beta_minus_one: float = 1.0) -> dict[str, NDArray[np.float32]]:
+    """A network that always answers ``Beta(1 + alpha_minus_one, 1 + beta_minus_one)``."""
+    tensors = make_tensors()
+    tensors["w3"] = np.zeros_like(tensors["w3"])
+    tensors["b3"] = np.log(np.expm1(np.array([alpha_minus_one, beta_minus_one]))).astype(np.float32)
+    return tensors
