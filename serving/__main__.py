@@ -58,6 +58,8 @@ def main() -> int:
         )
     except KeyboardInterrupt:
         return 0
+    except SystemExit as ended:  # ours after SIGTERM, or uvicorn's when it cannot listen
+        return 1 if ended.code else 0
     return 0
 
 

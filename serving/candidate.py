@@ -30,6 +30,7 @@ _ROOT: Final = Path(__file__).resolve().parents[1]
 _ASK_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.05
 _STOP_SECONDS: Final = 10.0
+_DEATH_SECONDS: Final = 0.5
 _TAIL: Final = 2000
 
 
@@ -93,6 +94,9 @@ class Candidate:
         try:
             status, body = self.ask("POST", "/predict", {"state": list(state)})
         except (OSError, http.client.HTTPException) as error:
+            # A dying process drops its connections a moment before its status can be read.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(_DEATH_SECONDS)
             self.require_alive()
             raise ReleaseError(f"/predict gave no answer: {error!r}") from error
         if status != 200:

@@ -52,7 +52,8 @@ def _problem(status: int, title: str, detail: str, **more: Any) -> dict[str, Any
 
 
 def _answer(description: str, properties: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
-    schema = {"type": "object", "required": list(properties), "properties": properties}
+    # Required is what the example shows; FastAPI drops nulls from it, so a model_version that may be null is optional.
+    schema = {"type": "object", "required": list(example), "properties": properties}
     return {"description": description, "content": {"application/json": {"schema": schema, "example": example}}}
 
 
@@ -134,7 +135,12 @@ HEALTH_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     503: _answer(
         "No model serves, and why",
         {**_HEALTH, "reason": {"type": "string"}},
-        {**_HEALTHY, "status": "unavailable", "model_version": None, "reason": "MODEL_URI is not set"},
+        {
+            "status": "unavailable",
+            "contract": contract.VERSION,
+            "uptime_seconds": 12.3,
+            "reason": "MODEL_URI is not set",
+        },
     ),
 }
 

@@ -1,0 +1,51 @@
+"""A store with a champion, a candidate beside it, and a server over one small random policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from layer3.agent.policy import Policy
+from serving.app import create_app
+from serving.channels import Champion, publish
+from serving.models import store_policy
+from tests.serving.support import Client, make_policy, serve
+
+
+@pytest.fixture(scope="module")
+def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policy")
+    make_policy(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(policy_folder: Path) -> Iterator[Client]:
+    """A ready server over ``policy_folder``."""
+    with serve(create_app(str(policy_folder))) as client:
+        client.wait_for_health("ready")
+        yield client
+
+
+def champion_of(policy: Policy, run_id: str = "run-1", at: str = "2026-02-01T00:00:00+00:00") -> Champion:
+    manifest = policy.manifest
+    return Champion(policy.model_id, manifest["policy_sha256"], manifest["contract"], at, run_id)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A store whose champion is the policy of seed 1."""
+    root = tmp_path / "store"
+    make_policy(tmp_path / "champion", seed=1)
+    stored = store_policy(tmp_path / "champion", str(root))
+    publish(str(root), champion_of(stored.policy), expected=None)
+    return root
+
+
+@pytest.fixture
+def candidate(tmp_path: Path) -> Path:
+    """The policy folder of seed 2."""
+    make_policy(tmp_path / "candidate", seed=2)
+    return tmp_path / "candidate"

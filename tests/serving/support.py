@@ -1,0 +1,179 @@
+"""Small random policies, servers on loopback, and a plain HTTP client."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvicorn
+from fastapi import FastAPI
+
+from layer3 import contract
+from layer3.agent.policy import Policy, save_policy
+from serving.candidate import _free_port as free_port_or_refuse
+
+ROOT = Path(__file__).resolve().parents[2]
+JSON = {"Content-Type": "application/json"}
+NEUTRAL = [0.0] * contract.STATE_DIM
+
+
+def free_port() -> int:
+    return free_port_or_refuse(None)
+
+
+def make_policy(folder: Path, seed: int = 1, **details: Any) -> Policy:
+    """A random policy that answers differently to different states."""
+    random = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> np.ndarray:
+        return (0.3 * random.normal(size=shape)).astype(np.float32)
+
+    tensors = {
+        "mean": normal(16),
+        "std": random.uniform(0.5, 1.5, 16).astype(np.float32),
+        "w1": normal(16, 128),
+        "b1": normal(128),
+        "w2": normal(128, 128),
+        "b2": normal(128),
+        "w3": normal(128, 2),
+        "b3": normal(2),
+    }
+    states = random.uniform(-1.0, 1.0, (64, contract.STATE_DIM)).astype(np.float32)
+    return save_policy(folder, tensors, {"data": {"end": "2026-01-01T00:00:00+00:00"}, "seed": seed, **details}, states)
+
+
+def edit_manifest(folder: Path, **changes: Any) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def tamper_weights(folder: Path) -> None:
+    path = folder / "policy.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 0x01
+    path.write_bytes(content)
+
+
+def snapshot(store: Path, *names: str) -> dict[str, bytes]:
+    """Every file below the folders ``names`` of ``store``, lock files apart."""
+    return {
+        str(path.relative_to(store)): path.read_bytes()
+        for name in names
+        for path in sorted((store / name).rglob("*"))
+        if path.is_file() and path.suffix != ".lock"
+    }
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    raw: bytes
+
+    @property
+    def body(self) -> Any:
+        return json.loads(self.raw)
+
+
+@dataclass(frozen=True)
+class Client:
+    """One connection for each request, straight to loopback."""
+
+    port: int
+
+    def ask(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, **options: Any
+    ) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request(method, path, body, dict(headers or {}), **options)
+            response = connection.getresponse()
+            return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+        finally:
+            connection.close()
+
+    def predict(self, state: Any) -> Answer:
+        return self.ask("POST", "/predict", json.dumps({"state": state}), JSON)
+
+    def health(self) -> Answer:
+        return self.ask("GET", "/health")
+
+    def wait_for_health(self, *statuses: str, process: subprocess.Popen[bytes] | None = None) -> Answer:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                answer = self.health()
+            except OSError:
+                answer = None
+            if answer is not None and answer.body["status"] in statuses:
+                return answer
+            assert process is None or process.poll() is None, "the server ended"
+            assert time.monotonic() < deadline, f"never {statuses}; last: {answer}"
+            time.sleep(0.02)
+
+
+@contextmanager
+def serve(app: FastAPI) -> Iterator[Client]:
+    """``app`` under the real uvicorn, in a thread of this process."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run, name="uvicorn")
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "uvicorn did not start"
+            time.sleep(0.005)
+        yield Client(server.servers[0].sockets[0].getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@dataclass(frozen=True)
+class Process:
+    process: subprocess.Popen[bytes]
+    client: Client
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
+        """Signal it; exit status and everything it wrote."""
+        self.process.send_signal(how)
+        output, _ = self.process.communicate(timeout=20)
+        return self.process.returncode, output.decode()
+
+
+@contextmanager
+def serving_process(*python_options: str, **environment: str) -> Iterator[Process]:
+    """The real ``python -m serving`` on a free loopback port, in a process of its own."""
+    port = environment.setdefault("PORT", str(free_port()))
+    inherited = {k: v for k, v in os.environ.items() if k not in ("MODEL_URI", "HOST", "K_SERVICE", "ACCESS_LOG")}
+    with subprocess.Popen(
+        [sys.executable, *python_options, "-m", "serving"],
+        cwd=ROOT,
+        env={**inherited, **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        try:
+            yield Process(process, Client(int(port)) if port.isdecimal() else Client(0))
+        finally:
+            process.kill()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
