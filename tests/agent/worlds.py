@@ -109,5 +109,6 @@ def constant_tensors(alpha_minus_one: float = 1.0, beta_minus_one: float = 1.0) 
     """A network that always answers ``Beta(1 + alpha_minus_one, 1 + beta_minus_one)``."""
     tensors = make_tensors()
     tensors["w3"] = np.zeros_like(tensors["w3"])
-    tensors["b3"] = np.log(np.expm1(np.array([alpha_minus_one, beta_minus_one]))).astype(np.float32)
+    wanted = np.array([alpha_minus_one, beta_minus_one])
+    tensors["b3"] = (wanted + np.log(-np.expm1(-wanted))).astype(np.float32)  # the inverse of softplus
     return tensors
