@@ -31,11 +31,12 @@ def ingest(data: str, symbol: str, data_version: str, candles_path: Path, featur
 
     ``data`` and ``data_version`` are as :func:`layer3.market.sources.load` takes them. Returns what
     lineage needs: symbol, source, synthetic, period, sha256 of the candles file, every count of
-    repairs, where the signals came from.
+    repairs, where the signals came from. Too few bars to split are refused here, before anything trains.
     """
     frame, report = sources.load(data, symbol, version=data_version)
     frame.to_parquet(candles_path, index=False)
     bars, signals = prepare(frame, symbol, report.interval_seconds)
+    splits_of(bars)
     synthetic = data.startswith(SYNTHETIC_PREFIX)
     info: dict[str, Any] = {
         **report.to_metadata(),

@@ -20,7 +20,7 @@ from typing import Any, Final
 import yaml
 
 from layer3.errors import ConfigurationError, HimariError, PipelineError
-from layer3.market import sources
+from layer3.market import simulator, sources
 from layer3.notification import check_webhook
 from layer3.version import source_sha256
 from layer3.workflow import SYNTHETIC_PREFIX
@@ -198,6 +198,8 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
     if Path(data).exists():
         data = str(Path(data).resolve())
     symbol = options.symbol or _symbol_of(data)
+    if data.startswith(SYNTHETIC_PREFIX):
+        simulator.named(data, symbol)
     return {
         "data": data,
         "symbol": symbol,

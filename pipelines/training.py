@@ -57,7 +57,7 @@ def training(
         trained.set_display_name("Train policy")
         trained.set_cpu_limit("4").set_memory_limit("15G")
         trained.set_accelerator_type("NVIDIA_TESLA_T4").set_accelerator_limit(1)
-        trained.set_retry(num_retries=2, backoff_duration="5s", backoff_factor=2.0)
+        trained.set_retry(num_retries=2, backoff_duration="2s", backoff_factor=2.0)
 
         judged = evaluate(features=ingested.outputs["features"], model=trained.outputs["model"])
         judged.set_display_name("Evaluate on held-out data")

@@ -16,6 +16,7 @@ import difflib
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -31,12 +32,12 @@ from layer3.errors import ConfigurationError, SourceError
 from layer3.market.candles import CANDLE_COLUMNS, MAX_GAP
 
 __all__ = [
-    "CACHE",
     "PAGE_BARS",
     "TIMEFRAME",
     "WINDOW_BARS",
     "Exchange",
     "TransientError",
+    "cache_folder",
     "connect",
     "history",
     "resolve",
@@ -48,7 +49,6 @@ TIMEFRAME: Final = "1h"
 WINDOW_BARS: Final = 17_520
 #: What the most restrictive of the large exchanges (Coinbase) gives in one answer.
 PAGE_BARS: Final = 300
-CACHE: Final = Path("data-cache")
 
 _STEP_MS: Final = 3_600_000
 #: Seconds to wait before each further attempt at a request.
@@ -92,13 +92,18 @@ def window_end(now: datetime) -> datetime:
     return now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
 
 
+def cache_folder() -> Path:
+    """Where downloaded pages are kept for this user, whatever the working directory."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "himari" / "candles"
+
+
 def history(
     client: Exchange,
     symbol: str,
     *,
     end: datetime,
     bars: int = WINDOW_BARS,
-    cache: Path = CACHE,
+    cache: Path,
     sleep: Sleep = time.sleep,
 ) -> pd.DataFrame:
     """The ``bars`` hourly bars that closed at ``end`` (a full hour, not in the future) or before.

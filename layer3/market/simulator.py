@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from layer3.errors import ConfigurationError
 from layer3.types import Action, Regime
 
-__all__ = ["PRESETS", "MarketSpec", "load_synthetic", "parse", "quality", "simulate"]
+__all__ = ["PRESETS", "MarketSpec", "load_synthetic", "named", "parse", "quality", "simulate"]
 
 Floats = NDArray[np.float64]
 
@@ -92,11 +92,16 @@ def parse(name: str) -> MarketSpec:
     return MarketSpec(**values)
 
 
-def load_synthetic(data: str, symbol: str) -> pd.DataFrame:
-    """The frame behind a data name such as ``synthetic:no-edge``; ``symbol`` must say that it is synthetic."""
+def named(data: str, symbol: str) -> MarketSpec:
+    """What a data name such as ``synthetic:no-edge`` asks for; ``symbol`` must say that it is synthetic."""
     if not symbol.upper().startswith("SYNTH"):
         raise ConfigurationError(f"symbol {symbol!r} names a real market, the data are synthetic: use SYNTH-USD")
-    return simulate(parse(data.partition(":")[2]))
+    return parse(data.partition(":")[2])
+
+
+def load_synthetic(data: str, symbol: str) -> pd.DataFrame:
+    """The simulated frame behind a data name (:func:`named`)."""
+    return simulate(named(data, symbol))
 
 
 def quality(risk_score: Floats, confidence: Floats, turbulent: NDArray[np.bool_]) -> Floats:

@@ -74,7 +74,7 @@ def load(
     version: str = "",
     now: Callable[[], datetime] = utc_now,
     connect: Callable[[str], exchange.Exchange] = exchange.connect,
-    cache: Path = exchange.CACHE,
+    cache: Path | None = None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> tuple[pd.DataFrame, CandleReport]:
     """Read candles and check them (:func:`layer3.market.candles.check`).
@@ -86,7 +86,7 @@ def load(
     symbol : what the run calls the market; a file with a ``symbol`` column must agree with it
     version : from :func:`version_of`; empty takes the data as they are now
     now, connect, cache, sleep : the clock, and for an exchange how to reach it, where its pages are
-        kept, and how to wait between attempts
+        kept (by default below the user's cache folder), and how to wait between attempts
 
     Raises
     ------
@@ -103,7 +103,7 @@ def load(
         end = _window_end(version, now())
         client = connect(name)
         try:
-            frame = exchange.history(client, market, end=end, cache=cache, sleep=sleep)
+            frame = exchange.history(client, market, end=end, cache=cache or exchange.cache_folder(), sleep=sleep)
         finally:
             client.close()
     else:

@@ -102,10 +102,15 @@ def test_baseline_takes_both_sides_and_does_not_flip_each_hour() -> None:
     assert held["signal_confidence"].nunique() > 100
 
 
-def test_baseline_follows_a_trend() -> None:
+def test_baseline_takes_the_side_of_a_trend_and_waits_for_a_pull_back() -> None:
     up, down = with_signals(market(drift=0.15)).frame, with_signals(market(drift=-0.15)).frame
-    assert sides(up).iloc[1_000:].mean() > 0.5
-    assert sides(down).iloc[1_000:].mean() < -0.5
+    for frame, side in ((up, 1), (down, -1)):
+        late = sides(frame).iloc[1_000:]
+        assert (late == side).any()
+        assert not (late == -side).any()
+        entered = np.flatnonzero((sides(frame) == side) & (sides(frame).shift() != side))
+        mean = np.log(frame["close"]).rolling(48).mean()
+        assert ((np.log(frame["close"]) - mean).iloc[entered] * side < 0.0).all()
     assert {"trending_up"} < set(up["regime"])
     assert {"trending_down"} < set(down["regime"])
     assert "strong_buy" in set(up["signal_action"])

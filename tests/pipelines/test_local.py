@@ -1,0 +1,331 @@
+"""The compiled pipeline run on this machine through its command line: both ways through the gate, every way out."""
+
+import builtins
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from kfp.local import executor_input_utils, subprocess_task_handler
+from kfp.local.orchestrator import task_executor
+
+import compile as compiler
+from layer3.agent.policy import load_policy
+from layer3.errors import ConfigurationError, PipelineError
+from pipelines import local
+from pipelines.observe import Watcher, observed
+
+ROOT = Path(__file__).resolve().parents[2]
+REAL = ROOT.parent / "shared" / "data" / "BTC-USDT_1h.csv.gz"
+PLANTED = "synthetic:edge=3,bars=12000"
+NO_EDGE = "synthetic:no-edge,bars=12000"
+STEPS = "40960"
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    (path,) = compiler.compile_pipelines(tmp_path_factory.mktemp("build"))
+    return path
+
+
+class Shop:
+    """A store and the command line over it."""
+
+    def __init__(self, folder, spec):
+        self.folder, self.spec = folder, spec
+
+    def run(self, data, *more, steps=STEPS):
+        before = set(self.runs())
+        code = local.main(
+            ["--data", str(data), "--store", str(self.folder), "--spec", str(self.spec), "--steps", steps, *more]
+        )
+        new = sorted(set(self.runs()) - before)
+        return code, json.loads((self.folder / "runs" / new[0] / "manifest.json").read_text()) if new else None
+
+    def runs(self):
+        folder = self.folder / "runs"
+        return [path.name for path in folder.glob("himari-training-*")] if folder.exists() else []
+
+    def champion(self):
+        path = self.folder / "channels" / "production.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory, spec):
+    # "python3" in the path: kfp replaces that word in every argument of a command.
+    return Shop(tmp_path_factory.mktemp("python3-store"), spec)
+
+
+@pytest.fixture(scope="module")
+def passed(shop):
+    code, manifest = shop.run(PLANTED)
+    return code, manifest, shop.champion()
+
+
+@pytest.fixture(scope="module")
+def rejected(shop, passed):
+    before = shop.champion()
+    code, manifest = shop.run(NO_EDGE)
+    assert shop.champion() == before
+    return code, manifest
+
+
+def statuses(manifest):
+    return {step["name"]: step["status"] for step in manifest["steps"]}
+
+
+def test_a_planted_edge_is_released(passed, shop):
+    code, manifest, champion = passed
+    assert code == 0
+    assert manifest["status"] == "SUCCEEDED"
+    assert manifest["verdict"]["passed"] is True
+    assert manifest["branch"] == "deploy"
+    assert statuses(manifest) == {
+        "ingest": "SUCCEEDED",
+        "train": "SUCCEEDED",
+        "evaluate": "SUCCEEDED",
+        "gate": "SUCCEEDED",
+        "deploy": "SUCCEEDED",
+        "reject": "SKIPPED",
+        "notify": "SUCCEEDED",
+    }
+    assert champion["model_id"] == manifest["released"]["model_id"]
+    load_policy(shop.folder / "models" / champion["model_id"])
+
+
+def test_no_edge_is_rejected_and_the_champion_stays(rejected):
+    code, manifest = rejected
+    assert code == 0
+    assert manifest["verdict"]["passed"] is False
+    assert manifest["branch"] == "reject"
+    assert manifest["released"] is None
+    assert statuses(manifest)["deploy"] == "SKIPPED"
+    assert statuses(manifest)["reject"] == "SUCCEEDED"
+
+
+def test_the_manifest_answers_a_reviewer(passed, shop, spec):
+    _, manifest, _ = passed
+    assert manifest["parameters"]["data"] == PLANTED
+    assert manifest["parameters"]["seed"] == 1
+    assert manifest["versions"]["kfp"] == "2.17.0"
+    assert set(manifest["git"]) == {"commit", "dirty"}
+    assert manifest["spec_sha256"] == hashlib.sha256(spec.read_bytes()).hexdigest()
+    assert manifest["synthetic"] is True
+    steps = {step["name"]: step for step in manifest["steps"]}
+    for step in steps.values():
+        if step["status"] != "SUCCEEDED":
+            continue
+        assert step["seconds"] > 0
+        assert (shop.folder / step["log"]).exists()
+        for artifact in step["outputs"]["artifacts"].values():
+            path = shop.folder / artifact["uri"]
+            assert path.exists()
+            if path.is_file():
+                assert hashlib.sha256(path.read_bytes()).hexdigest() == artifact["sha256"]
+                assert path.stat().st_size == artifact["bytes"]
+    model = steps["train"]["outputs"]["artifacts"]["model"]
+    given = steps["evaluate"]["inputs"]["artifacts"]["model"]
+    assert given == {"uri": model["uri"], "type": "system.Model", "sha256": model["sha256"], "producer": "train"}
+    assert steps["gate"]["outputs"]["parameters"] == {"Output": True}
+    assert steps["gate"]["depends_on"] == ["evaluate"]
+
+
+def test_synthetic_data_is_called_synthetic_wherever_it_appears(passed, shop):
+    _, manifest, _ = passed
+    folder = shop.folder / "runs" / manifest["run_id"]
+    steps = {step["name"]: step for step in manifest["steps"]}
+    assert steps["ingest"]["outputs"]["artifacts"]["candles"]["metadata"]["synthetic"] is True
+    assert steps["train"]["outputs"]["artifacts"]["model"]["metadata"]["synthetic"] is True
+    assert steps["evaluate"]["outputs"]["artifacts"]["evaluation"]["metadata"]["synthetic"] is True
+    for page in (folder / "tear_sheet.html", shop.folder / "runs" / "index.html", folder / "gate" / "verdict"):
+        assert "SYNTHETIC" in page.read_text()
+    policy = load_policy(shop.folder / manifest["released"]["uri"])
+    assert policy.manifest["synthetic"] is True
+
+
+def test_the_index_lists_the_runs(passed, rejected, shop):
+    page = (shop.folder / "runs" / "index.html").read_text()
+    for _, manifest in (passed[:2], rejected):
+        assert manifest["run_id"] in page
+    assert "REJECTED" in page
+    assert len((shop.folder / "runs" / passed[1]["run_id"] / "tear_sheet.html").read_bytes()) <= 300_000
+
+
+def test_notify_wrote_how_it_ended(passed, shop):
+    _, manifest, _ = passed
+    told = json.loads((shop.folder / "runs" / manifest["run_id"] / "notification.json").read_text())
+    assert told == {"run_id": manifest["run_id"], "state": "SUCCEEDED", "error": None}
+
+
+def test_a_second_run_with_nothing_changed_is_served_from_the_cache(passed, shop, capsys):
+    _, first, champion = passed
+    code, second = shop.run(PLANTED)
+    assert code == 0
+    assert {name for name, status in statuses(second).items() if status == "CACHED"} == {"ingest", "train", "evaluate"}
+    assert second["verdict"] == first["verdict"]
+    # What serves is the same policy; a release of what already serves changes nothing.
+    assert shop.champion()["model_id"] == champion["model_id"]
+    printed = capsys.readouterr().out
+    assert "cached" in printed
+    assert "RELEASED" in printed
+    assert "\r" not in printed
+    assert second["steps"][0]["outputs"] == first["steps"][0]["outputs"]
+
+
+def test_no_cache_runs_everything_and_the_same_seed_gives_the_same_policy(passed, shop):
+    _, first, _ = passed
+    _, again = shop.run(PLANTED, "--no-cache")
+    assert "CACHED" not in statuses(again).values()
+    assert again["released"]["policy_sha256"] == first["released"]["policy_sha256"]
+
+
+def test_a_changed_source_file_is_never_served_stale(tmp_path, spec):
+    root = tmp_path / "project"
+    for package in ("components", "layer3", "pipelines", "serving"):
+        shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    arguments = {"data": NO_EDGE, "symbol": "SYNTH-USD", "train_steps": 4_096, "store": str(tmp_path)}
+
+    def go():
+        return statuses(local.run(spec, arguments, store=tmp_path, root=root))
+
+    assert go()["ingest"] == "SUCCEEDED"
+    assert go()["ingest"] == "CACHED"
+    with (root / "layer3" / "market" / "simulator.py").open("a") as file:
+        file.write("# changed\n")
+    local.source_sha256.cache_clear()
+    changed = go()
+    assert [changed[name] for name in ("ingest", "train", "evaluate")] == ["SUCCEEDED"] * 3
+
+
+def test_a_failing_step_shows_its_own_traceback_and_notify_still_runs(shop, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "candles.csv"
+    path.write_text("timestamp,open,high,low,close,volume\n2024-01-01T00:00:00Z,1,1,1,1,1\n")
+    before = shop.champion()
+    code, manifest = shop.run(path, "--symbol", "BTC-USDT")
+    assert code == 1
+    error = capsys.readouterr().err
+    assert "step 'Ingest candles' failed" in error
+    assert "Traceback" in error
+    assert "layer3.errors.DataError" in error
+    assert str(path) in error
+    assert manifest["status"] == "FAILED"
+    assert statuses(manifest)["ingest"] == "FAILED"
+    assert statuses(manifest)["notify"] == "SUCCEEDED"
+    assert {statuses(manifest)[name] for name in ("train", "evaluate", "gate", "deploy", "reject")} == {"SKIPPED"}
+    told = json.loads((shop.folder / "runs" / manifest["run_id"] / "notification.json").read_text())
+    assert told["state"] == "FAILED"
+    assert shop.champion() == before
+    assert "DataError" in (shop.folder / "runs" / "index.html").read_text()
+
+
+def test_the_real_bitcoin_file(shop):
+    if not REAL.exists():
+        pytest.skip(f"the real candles are not at {REAL}")
+    code, manifest = shop.run(REAL, "--symbol", "BTC-USDT", steps="20480")
+    assert code == 0
+    assert manifest["synthetic"] is False
+    assert manifest["branch"] in {"deploy", "reject"}
+    candles = manifest["steps"][0]["outputs"]["artifacts"]["candles"]["metadata"]
+    assert candles["rows"] == 17_520
+    assert candles["gaps"] == 0
+    assert manifest["parameters"]["data_version"] == hashlib.sha256(REAL.read_bytes()).hexdigest()
+    sheet = (shop.folder / "runs" / manifest["run_id"] / "tear_sheet.html").read_text()
+    assert "BTC-USDT" in sheet
+    assert "SYNTHETIC" not in sheet
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "synthetic:nonsense"], "not known"),
+        (["--data", "synthetic:edge=much"], "edge"),
+        (["--data", "nowhere.csv", "--symbol", "X"], "nowhere.csv"),
+        (["--data", str(ROOT / "README.md"), "--symbol", "X"], "README.md"),
+        (["--symbol", "BTC-USDT"], "the data are synthetic"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--steps", "10"], "steps is 10"),
+        (["--threshold", "nan"], "threshold is nan"),
+        (["--webhook", "ftp://x"], "ftp://x"),
+        (["--spec", "no.yaml"], "make compile"),
+    ],
+)
+def test_a_bad_argument_is_refused_before_anything_runs(tmp_path, spec, capsys, arguments, message):
+    code = local.main(["--store", str(tmp_path), "--spec", str(spec), *arguments])
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_needs_the_name_of_its_market(tmp_path, spec, capsys):
+    path = tmp_path / "candles.csv"
+    path.write_text("timestamp,open,high,low,close,volume\n")
+    assert local.main(["--store", str(tmp_path), "--spec", str(spec), "--data", str(path)]) == 2
+    assert "SYMBOL=" in capsys.readouterr().err
+
+
+def test_a_flat_market_is_refused_by_name(tmp_path, spec):
+    """The old system trained on a constant price."""
+    n = 6_000
+    flat = pd.DataFrame({"timestamp": pd.date_range("2024-01-01", periods=n, freq="h", tz="UTC")})
+    for column in ("open", "high", "low", "close"):
+        flat[column] = 100.0
+    flat["volume"] = 1.0
+    flat["signal_action"] = np.where(np.arange(n) % 48 < 24, "buy", "sell")
+    flat["signal_confidence"] = 0.8
+    path = tmp_path / "flat.csv"
+    flat.to_csv(path, index=False)
+    command = [sys.executable, "-m", "pipelines.local", "--data", str(path), "--symbol", "FLAT-USD"]
+    done = subprocess.run(
+        [*command, "--store", str(tmp_path), "--spec", str(spec), "--steps", "4096"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "constant price" in done.stderr
+
+
+@pytest.mark.parametrize("ran", [{"ingest", "gate"}, {"gate", "deploy", "reject"}])
+def test_exactly_one_branch_must_run(spec, ran):
+    """A condition that is neither true nor false skips both branches, and kfp calls that a success."""
+    with pytest.raises(PipelineError, match="exactly one of the branches"):
+        local._assert_one_branch(yaml.safe_load(spec.read_text()), ran)
+
+
+def test_one_branch_is_right(spec):
+    compiled = yaml.safe_load(spec.read_text())
+    local._assert_one_branch(compiled, {"gate", "deploy"})
+    local._assert_one_branch(compiled, {"gate", "reject"})
+
+
+def test_the_seam_leaves_kfp_as_it_was(tmp_path):
+    before = (
+        task_executor.execute_single_task,
+        subprocess_task_handler.SubprocessTaskHandler.run,
+        executor_input_utils.get_local_pipeline_resource_name,
+        builtins.print,
+    )
+    watcher = Watcher(lambda execution: None, lambda execution: None, lambda done, total: None)
+    with observed("run", tmp_path, ROOT, watcher):
+        assert executor_input_utils.get_local_pipeline_resource_name("x") == "run"
+        # As ParallelFor does.
+        builtins.print = None
+    assert before == (
+        task_executor.execute_single_task,
+        subprocess_task_handler.SubprocessTaskHandler.run,
+        executor_input_utils.get_local_pipeline_resource_name,
+        builtins.print,
+    )
+
+
+def test_a_missing_spec_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="make compile"):
+        local.run(tmp_path / "none.yaml", {}, store=tmp_path)
