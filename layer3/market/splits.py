@@ -35,15 +35,19 @@ def split(bars: int, *, purge: int, train: float = 0.6, validation: float = 0.15
     """
     if not (0.0 < train < 1.0 and 0.0 < validation < 1.0 and train + validation < 1.0 and purge >= 0):
         raise ValueError(f"shares {train}, {validation} and purge {purge} leave no test part")
-    usable = bars - 2 * purge
-    first = int(usable * train)
-    second = int(usable * validation)
-    third = usable - first - second
+
+    def parts(usable: int) -> tuple[int, int, int]:
+        first, second = int(usable * train), int(usable * validation)
+        return first, second, usable - first - second
+
+    first, second, third = parts(bars - 2 * purge)
     if min(first, second, third) < min_bars:
-        share = min(train, validation, 1.0 - train - validation)
+        needed = min_bars
+        while min(parts(needed)) < min_bars:
+            needed += 1
         raise DataError(
             f"{bars:,} bars give {max(first, 0):,} to train, {max(second, 0):,} to validate and {max(third, 0):,} to "
-            f"test, each part needs {min_bars:,}: supply at least {int(min_bars / share) + 2 * purge + 2:,} bars"
+            f"test, each part needs {min_bars:,}: supply at least {needed + 2 * purge:,} bars"
         )
     validation_start = first + purge
     test_start = validation_start + second + purge

@@ -34,6 +34,8 @@ def test_parts_are_ordered_with_a_gap_and_reach_the_last_bar(bars: int, purge: i
         needed = int(asked[1].replace(",", ""))
         assert needed > bars
         assert min(map(len, _all(split(needed, purge=purge)))) >= 550
+        with pytest.raises(DataError):
+            split(needed - 1, purge=purge)
         return
     train, validation, test = _all(parts)
     assert train.start == 0

@@ -1,0 +1,195 @@
+"""Ingest, fit and judge as functions over files: repeatable to the byte, and blind to the test part."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from layer3 import contract
+from layer3.agent.bars import Bars, load_bars, save_bars
+from layer3.agent.policy import load_policy
+from layer3.backtest.engine import run
+from layer3.backtest.gate import judge
+from layer3.backtest.record import BUY_AND_HOLD, FLAT, KELLY_ONLY, POLICY
+from layer3.errors import DataError, HimariError
+from layer3.version import source_sha256
+from layer3.workflow import fit, ingest, judge_policy, splits_of
+
+STEPS = 4_096
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("market")
+    data = "synthetic:edge=1,bars=4200,seed=2"
+    info = ingest(data, "SYNTH-USD", "", folder / "candles.parquet", folder / "features.parquet")
+    return folder, info
+
+
+@pytest.fixture(scope="module")
+def trained(
+    market: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, float]]:
+    folder = tmp_path_factory.mktemp("policy")
+    _, metrics = fit(market[0] / "features.parquet", folder, seed=1, steps=STEPS)
+    return folder, metrics
+
+
+def sha(folder: Path) -> str:
+    return hashlib.sha256((folder / "policy.safetensors").read_bytes()).hexdigest()
+
+
+def test_ingest_says_what_lineage_needs(market: tuple[Path, dict[str, Any]]) -> None:
+    folder, info = market
+    assert info["data_sha256"] == hashlib.sha256((folder / "candles.parquet").read_bytes()).hexdigest()
+    assert info["source"] == "synthetic:edge=1,bars=4200,seed=2 (SYNTHETIC, simulated)"
+    assert info["synthetic"] is True
+    assert (info["symbol"], info["rows"], info["filled_rows"], info["interval_seconds"]) == (
+        "SYNTH-USD",
+        4_200,
+        0,
+        3_600,
+    )
+    assert info["start"].startswith("2022-01-01T00:00:00")
+    assert info["signals"] == "columns of the file"
+    assert info["code_version"] == source_sha256()[:12]
+    bars, kept = load_bars(folder / "features.parquet")
+    assert kept == info
+    assert len(bars) == 4_200
+    assert len(pd.read_parquet(folder / "candles.parquet")) == 4_200
+
+
+def test_ingest_is_repeatable_to_the_byte(market: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    again = ingest(
+        "synthetic:edge=1,bars=4200,seed=2", "SYNTH-USD", "", tmp_path / "candles.parquet", tmp_path / "f.parquet"
+    )
+    assert again == market[1]
+    assert (tmp_path / "f.parquet").read_bytes() == (market[0] / "features.parquet").read_bytes()
+
+
+def test_a_real_file_is_not_called_synthetic(market: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    path = tmp_path / "BTC-USDT_1h.csv.gz"
+    pd.read_parquet(market[0] / "candles.parquet").to_csv(path, index=False)
+    info = ingest(str(path), "BTC-USDT", "", tmp_path / "candles.parquet", tmp_path / "features.parquet")
+    assert (info["synthetic"], info["source"], info["rows"]) == (False, str(path), 4_200)
+
+
+def test_the_split_is_by_time_with_a_week_between(market: tuple[Path, dict[str, Any]]) -> None:
+    bars, _ = load_bars(market[0] / "features.parquet")
+    parts = splits_of(bars)
+    assert parts.validation.start - parts.train.stop == parts.test.start - parts.validation.stop == 168
+    assert parts.test.stop == len(bars)
+    daily = dataclasses.replace(bars, timestamp=bars.timestamp[0] + 86_400_000_000_000 * np.arange(len(bars)))
+    assert splits_of(daily).test.start - splits_of(daily).validation.stop == 7
+
+
+def test_the_manifest_says_how_the_policy_came_to_be(
+    market: tuple[Path, dict[str, Any]], trained: tuple[Path, dict[str, float]]
+) -> None:
+    folder, metrics = trained
+    manifest = load_policy(folder).manifest
+    bars, info = load_bars(market[0] / "features.parquet")
+    last = int(bars.timestamp[splits_of(bars).train.stop - 1])
+    assert manifest["data"] == {
+        "source": info["source"],
+        "sha256": info["data_sha256"],
+        "start": "2022-01-01T00:00:00+00:00",
+        "end": f"{np.datetime64(last, 'ns').astype('datetime64[s]')}+00:00",
+        "interval_seconds": 3_600,
+    }
+    assert (manifest["seed"], manifest["symbol"], manifest["synthetic"]) == (1, "SYNTH-USD", True)
+    assert manifest["contract"] == contract.VERSION
+    assert manifest["training"]["steps"] == STEPS == metrics["steps"]
+    assert manifest["metrics"] == metrics
+    assert np.isfinite(list(metrics.values())).all()
+    assert {f"{part}_{name}_total_return" for part in ("train", "validation") for name in (POLICY, KELLY_ONLY)} <= set(
+        metrics
+    )
+
+
+def test_golden_pairs_cover_positions_held(trained: tuple[Path, dict[str, float]]) -> None:
+    states = np.array([pair["state"] for pair in load_policy(trained[0]).manifest["golden"]])
+    assert np.mean(states[:, 8] > 0.0) > 0.3
+    assert states[:, 8].std() > 0.05
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(
+    market: tuple[Path, dict[str, Any]], trained: tuple[Path, dict[str, float]], tmp_path: Path
+) -> None:
+    features = market[0] / "features.parquet"
+    seen: list[int] = []
+    fit(features, tmp_path / "same", seed=1, steps=STEPS, on_progress=lambda progress: seen.append(progress.steps))
+    fit(features, tmp_path / "other", seed=2, steps=STEPS)
+    assert sha(tmp_path / "same") == sha(trained[0])
+    assert (tmp_path / "same" / "manifest.json").read_bytes() == (trained[0] / "manifest.json").read_bytes()
+    assert sha(tmp_path / "other") != sha(trained[0])
+    assert seen == [2_048, 4_096]
+
+
+def test_fitting_never_looks_at_the_test_part(
+    market: tuple[Path, dict[str, Any]], trained: tuple[Path, dict[str, float]], tmp_path: Path
+) -> None:
+    bars, info = load_bars(market[0] / "features.parquet")
+    start, rng = splits_of(bars).test.start, np.random.default_rng(1)
+    garbage: dict[str, Any] = {}
+    for field in dataclasses.fields(Bars):
+        if field.name == "timestamp":
+            continue
+        values = getattr(bars, field.name).copy()
+        values[start:] = (
+            rng.permutation(values[start:]) if values.dtype == np.int8 else rng.uniform(0.1, 9.0, values[start:].shape)
+        )
+        garbage[field.name] = values
+    save_bars(tmp_path / "features.parquet", dataclasses.replace(bars, **garbage), info)
+    _, metrics = fit(tmp_path / "features.parquet", tmp_path / "policy", seed=1, steps=STEPS)
+    assert sha(tmp_path / "policy") == sha(trained[0])
+    assert metrics == trained[1]
+    # The validation part is measured, but not learnt from.
+    part = splits_of(bars).validation
+    moved = dataclasses.replace(bars, open=np.where(np.arange(len(bars)) >= part.start, bars.open * 1.7, bars.open))
+    spoilt = moved.open.copy()
+    spoilt[part.start : part.stop : 2] *= 0.97
+    save_bars(tmp_path / "features.parquet", dataclasses.replace(moved, open=spoilt), info)
+    _, other = fit(tmp_path / "features.parquet", tmp_path / "again", seed=1, steps=STEPS)
+    assert sha(tmp_path / "again") == sha(trained[0])
+    assert other["validation_policy_total_return"] != metrics["validation_policy_total_return"]
+
+
+def test_judging_walks_the_test_part_once(
+    market: tuple[Path, dict[str, Any]], trained: tuple[Path, dict[str, float]]
+) -> None:
+    evaluation = judge_policy(market[0] / "features.parquet", trained[0])
+    bars, _ = load_bars(market[0] / "features.parquet")
+    test = splits_of(bars).test
+    assert evaluation.timestamps[0] == bars.timestamp[test.start]
+    assert len(evaluation.timestamps) == len(test) - 2
+    assert set(evaluation.tracks) == {POLICY, KELLY_ONLY, BUY_AND_HOLD, FLAT}
+    policy = load_policy(trained[0])
+    track = run(bars, test, {"x": lambda state, _: float(policy.act(state)[0])})["x"]
+    np.testing.assert_array_equal(track.equity, evaluation.tracks[POLICY].equity)
+    assert evaluation.context["training_period"]["end"] < evaluation.context["period"]["start"]
+    assert evaluation.context["synthetic"] is True
+    assert len(judge(evaluation).criteria) == 6
+
+
+def test_too_little_history_is_refused_with_what_it_takes(market: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"3,000 bars give .* supply at least 4,003 bars"):
+        ingest("synthetic:bars=3000", "SYNTH-USD", "", tmp_path / "c.parquet", tmp_path / "f.parquet")
+    assert not (tmp_path / "f.parquet").exists()
+    bars, info = load_bars(market[0] / "features.parquet")
+    short = Bars(**{field.name: getattr(bars, field.name)[:4_002] for field in dataclasses.fields(Bars)})
+    save_bars(tmp_path / "f.parquet", short, info)
+    with pytest.raises(DataError, match=r"supply at least 4,003 bars"):
+        fit(tmp_path / "f.parquet", tmp_path / "policy", seed=1, steps=STEPS)
+    assert not (tmp_path / "policy").exists()
+
+
+def test_a_missing_policy_is_an_error_on_purpose(market: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    with pytest.raises(HimariError, match="no policy at"):
+        judge_policy(market[0] / "features.parquet", tmp_path)
