@@ -14,7 +14,7 @@ from layer3.agent.bars import Bars, prepare
 from layer3.backtest.engine import run
 from layer3.backtest.metrics import summarise
 from layer3.errors import ConfigurationError
-from layer3.market import candles
+from layer3.market import candles, simulator
 from layer3.market.simulator import IC, MarketSpec, _autoregressive, load_synthetic, parse, quality, simulate
 
 MANY = 150_000
@@ -114,6 +114,25 @@ def test_without_edge_the_variance_grows_with_time(fair: pd.DataFrame, hours: in
     # Lo and MacKinlay's standard error, doubled for the clustering of volatility.
     error = 2.0 * np.sqrt(2.0 * (2 * hours - 1) * (hours - 1) / (3.0 * hours * len(returns)))
     assert abs(ratio - 1.0) < 4.0 * error
+
+
+def test_the_price_is_the_martingale_and_not_its_logarithm(monkeypatch: pytest.MonkeyPatch) -> None:
+    # At hourly volatilities the difference drowns in noise: eight times as loud, it shows.
+    monkeypatch.setattr(simulator, "_SIGMA", 8.0 * simulator._SIGMA)
+    prices = simulate(MarketSpec(edge=0.0, bars=MANY, seed=11))["close"].to_numpy()
+    for changes, centred in ((prices[1:] / prices[:-1] - 1.0, True), (np.diff(np.log(prices)), False)):
+        z = changes.mean() / changes.std() * np.sqrt(len(changes))
+        assert (abs(z) < 4.0) == centred
+
+
+def test_the_edge_is_in_the_bar_after_the_signal_and_nowhere_else(fair: pd.DataFrame, edged: pd.DataFrame) -> None:
+    # Both markets draw the same shocks: what differs is the drift, sigma times quality times side.
+    drift = np.diff(np.log(edged["close"].to_numpy())) - np.diff(np.log(fair["close"].to_numpy()))
+    before = worth(edged)[:-1]
+    drift[np.abs(drift) < 1e-12] = 0.0
+    np.testing.assert_array_equal(np.sign(drift), np.sign(before))
+    sigma = drift[before != 0.0] / (IC * before[before != 0.0])
+    assert 0.001 < sigma.min() < sigma.max() < 0.04
 
 
 @pytest.mark.parametrize("edge", [0.5, 1.0, 3.0])
