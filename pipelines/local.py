@@ -70,6 +70,9 @@ def run(
     (folder / "logs").mkdir(parents=True)
     source = _source_hash(root)
     trace = Trace(specs.leaves(spec), store, live=live)
+    print(
+        f"Run {run_id}: {arguments.get('symbol', '')} from {arguments.get('data', '')}, seed {arguments.get('seed', 1)}"
+    )
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "run_id": run_id,
@@ -244,14 +247,18 @@ def _conclude(manifest: Mapping[str, Any], store: Path) -> None:
     verdict = manifest["verdict"]
     print()
     for criterion in verdict["criteria"]:
-        print(f"  {'pass' if criterion['passed'] else 'FAIL'}  {criterion['sentence']}")
+        print(f"  {'pass' if criterion['passed'] else 'FAIL'}  {criterion['name']:<21} {criterion['sentence']}")
     print()
     if manifest["released"]:
         print(f"RELEASED {manifest['released']['model_id']}: `make serve` serves it, `make rollback` takes it back.")
     else:
         print("REJECTED: nothing was released; what serves is unchanged.")
-    print(f"Run in {manifest['seconds']:.1f} s. Tear sheet: {store / 'runs' / manifest['run_id'] / 'tear_sheet.html'}")
-    print(f"All runs: {store / 'runs' / 'index.html'}")
+    if manifest["synthetic"]:
+        print("SYNTHETIC market: this run shows that the workflow works, and says nothing about real trading.")
+    folder = store / "runs"
+    print(f"\nRun in {manifest['seconds']:.1f} s")
+    print(f"  tear sheet  {folder / manifest['run_id'] / 'tear_sheet.html'}")
+    print(f"  all runs    {folder / 'index.html'}")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ class Policy:
 
     @property
     def model_id(self) -> str:
-        """Name of the policy: the day its data end and the head of its weights' sha256."""
+        """Name of the policy: the day its data end and the head of its weights' sha256, after ``synthetic-``
+        where the data were simulated, so that it is seen wherever the policy is named."""
         return str(self.manifest["model_id"])
 
     def act(self, states: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -125,7 +126,7 @@ def save_policy(
     digest = hashlib.sha256(blob).hexdigest()
     manifest: dict[str, Any] = {
         **details,
-        "model_id": f"{str(details['data']['end'])[:10].replace('-', '')}-{digest[:12]}",
+        "model_id": _model_id(details, digest),
         "contract": contract.VERSION,
         "policy_sha256": digest,
         "architecture": {
@@ -146,6 +147,11 @@ def save_policy(
             os.fsync(file.fileno())
         partial.replace(folder / name)
     return Policy(weights, manifest)
+
+
+def _model_id(details: Mapping[str, Any], digest: str) -> str:
+    label = "synthetic-" if details.get("synthetic") else ""
+    return f"{label}{str(details['data']['end'])[:10].replace('-', '')}-{digest[:12]}"
 
 
 def load_policy(folder: Path) -> Policy:

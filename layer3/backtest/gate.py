@@ -58,7 +58,7 @@ def judge(evaluation: Evaluation, limits: Limits | None = None) -> Verdict:
             policy["probabilistic_sharpe"],
             ">=",
             limits.probabilistic_sharpe,
-            "Probability {v:.1%} that the true Sharpe ratio is above 0, at least {x:.1%} asked.",
+            "Probability {p} that the true Sharpe ratio is above 0, at least {x:.1%} asked.",
         ),
         _criterion(
             "max_drawdown",
@@ -94,4 +94,6 @@ def _criterion(
     if value is None or not math.isfinite(value):
         return Criterion(name, None, comparison, limit, False, "Could not be computed on this record, so it fails.")
     passed = value >= limit if comparison == ">=" else value <= limit
-    return Criterion(name, value, comparison, limit, passed, sentence.format(v=value, x=limit))
+    # No estimate from a finite record is a certainty, so none is printed as 100.0 %.
+    probability = f"{value:.1%}" if value <= 0.999 else "above 99.9%"
+    return Criterion(name, value, comparison, limit, passed, sentence.format(v=value, x=limit, p=probability))
