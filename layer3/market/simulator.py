@@ -28,7 +28,7 @@ __all__ = ["PRESETS", "MarketSpec", "load_synthetic", "named", "parse", "quality
 Floats = NDArray[np.float64]
 
 #: Drift of the next return, in its own standard deviations, per unit of quality x side and of edge.
-IC: Final = 0.12
+IC: Final = 0.15
 _REGIMES: Final = tuple(Regime)
 _SIGMA: Final = np.array([0.0042, 0.0045, 0.0032, 0.0085, 0.0150])
 _HOURS: Final = np.array([140.0, 140.0, 180.0, 60.0, 16.0])
