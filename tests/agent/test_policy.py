@@ -57,7 +57,7 @@ def test_a_saved_policy_comes_back_and_answers_the_same(saved: Path) -> None:
     assert len(loaded.manifest["golden"]) == GOLDEN_PAIRS == 32
     digest = hashlib.sha256((saved / "policy.safetensors").read_bytes()).hexdigest()
     assert loaded.manifest["policy_sha256"] == digest
-    assert loaded.model_id == f"20221231-{digest[:12]}"
+    assert loaded.model_id == f"synthetic-20221231-{digest[:12]}"
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
@@ -67,6 +67,12 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("policy.safetensors", "manifest.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["manifest.json", "policy.safetensors"]
+
+
+@pytest.mark.parametrize(("synthetic", "start"), [(True, "synthetic-20221231-"), (False, "20221231-")])
+def test_a_policy_of_simulated_data_says_so_in_its_name(tmp_path: Path, synthetic: bool, start: str) -> None:
+    policy = make_policy(tmp_path, synthetic=synthetic)
+    assert load_policy(tmp_path).model_id == policy.model_id == start + policy.manifest["policy_sha256"][:12]
 
 
 def test_details_cannot_overwrite_what_the_file_says_of_itself(tmp_path: Path) -> None:

@@ -111,6 +111,15 @@ def test_every_criterion_is_asked_although_the_first_fails() -> None:
     assert decision.criteria[4].sentence.startswith("Sharpe ratio -2.00 against Kelly only")
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.5, "50.0%"), (0.9512, "95.1%"), (0.999, "99.9%"), (0.99999, "above 99.9%"), (1.0, "above")]
+)
+def test_no_estimate_is_printed_as_a_certainty(value: float, shown: str) -> None:
+    sentence = verdict(probabilistic_sharpe=value).criteria[1].sentence
+    assert sentence.startswith(f"Probability {shown}")
+    assert "100" not in sentence
+
+
 def test_a_policy_that_never_traded_fails() -> None:
     nothing: dict[str, Any] = {
         "sharpe": None,
