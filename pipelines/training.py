@@ -15,13 +15,13 @@ NAME = "himari-training"
 
 @dsl.pipeline(name=NAME, description="Train a sizing policy, judge it on held-out data, release it only on evidence.")
 def training(
+    store: str,
     data: str = "synthetic:default",
     symbol: str = "SYNTH-USD",
     data_version: str = "",
     seed: int = 1,
     train_steps: int = 250_000,
     sharpe_threshold: float = 1.0,
-    store: str = ".",
     serving_image: str = "himari-serving:unset",
     webhook: str = "",
 ) -> None:
@@ -35,13 +35,13 @@ def training(
     6. notify: the exit handler
 
     Args:
+        store: Folder or gs:// URI that holds runs/, models/ and channels/.
         data: Path or gs:// URI of candles, exchange:SYMBOL, or synthetic:NAME.
         symbol: Name of the market.
         data_version: A file's sha256, or the end of an exchange's window; pins what ingest may serve from cache.
         seed: Seed of the training.
         train_steps: Environment steps of the training.
         sharpe_threshold: Least annualised Sharpe ratio that the gate asks.
-        store: Folder or gs:// URI that holds runs/, models/ and channels/.
         serving_image: Image that serves policies, for the model registry.
         webhook: Where notify posts its message; nothing by default.
     """
