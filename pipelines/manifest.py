@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SCHEMA", "read_manifest", "write_atomically", "write_manifest"]
+from layer3 import storage
+
+__all__ = ["SCHEMA", "read_manifest", "write_manifest"]
 
 SCHEMA = 1
 
@@ -98,26 +99,8 @@ def write_manifest(run_dir: Path, manifest: Mapping[str, Any]) -> Path:
     TypeError : a value is not plain data; nothing was written
     """
     text = json.dumps(manifest, allow_nan=False, ensure_ascii=False, indent=1) + "\n"
-    run_dir.mkdir(parents=True, exist_ok=True)
-    return write_atomically(run_dir / "manifest.json", text)
-
-
-def write_atomically(path: Path, text: str) -> Path:
-    """Replace the file at ``path`` by ``text`` in one step that survives a power cut."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    path = run_dir / "manifest.json"
+    storage.write_bytes(str(path), text.encode())
     return path
 
 

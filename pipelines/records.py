@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from layer3 import storage
 from layer3.backtest.record import Criterion
 from layer3.backtest.report import template_environment
 from layer3.backtest.tables import STRATEGIES, criterion_rows, metric_groups
 from pipelines.graph import NODE_HEIGHT, NODE_WIDTH, lay_out
-from pipelines.manifest import read_manifest, write_atomically, write_manifest
+from pipelines.manifest import read_manifest, write_manifest
 
 __all__ = ["refresh_index", "write_manifest"]
 
@@ -46,7 +47,9 @@ def refresh_index(runs_dir: Path) -> Path:
         .get_template("index.html.j2")
         .render(runs=runs, latest=latest, node_width=NODE_WIDTH, node_height=NODE_HEIGHT)
     )
-    return write_atomically(runs_dir / "index.html", page)
+    index = runs_dir / "index.html"
+    storage.write_bytes(str(index), page.encode())
+    return index
 
 
 def _read(path: Path, runs_dir: Path) -> dict[str, Any]:

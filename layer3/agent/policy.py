@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import ArrayLike, NDArray
 
-from layer3 import contract
+from layer3 import contract, storage
 from layer3.errors import ContractError, PolicyError
 
 __all__ = ["GOLDEN_PAIRS", "OBSERVATION_CLIP", "PARITY", "Policy", "golden_pairs", "load_policy", "save_policy"]
@@ -137,15 +136,10 @@ def save_policy(
         },
     }
     manifest["golden"] = golden_pairs(Policy(weights, manifest), states)
-    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False)
-    for name, content in ((_WEIGHTS, blob), (_MANIFEST, text.encode())):
-        partial = folder / f".{name}.partial"
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(folder / name)
+    # The weights first: a manifest without its weights would be a policy that cannot load.
+    storage.write_bytes(str(folder / _WEIGHTS), blob)
+    storage.write_bytes(str(folder / _MANIFEST), text.encode())
     return Policy(weights, manifest)
 
 
