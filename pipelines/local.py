@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import importlib.metadata
-import platform
 import secrets
-import shutil
-import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -22,18 +19,17 @@ import yaml
 from layer3.errors import ConfigurationError, HimariError, PipelineError
 from layer3.market import simulator, sources
 from layer3.notification import check_webhook
-from layer3.version import source_sha256
 from layer3.workflow import SYNTHETIC_PREFIX
 from pipelines import spec as specs
 from pipelines.manifest import SCHEMA, write_manifest
 from pipelines.observe import observed
+from pipelines.provenance import local_tag, provenance
 from pipelines.records import refresh_index
 from pipelines.trace import Trace
 
 __all__ = ["main", "run"]
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-_VERSIONED: Final = ("kfp", "google-cloud-pipeline-components", "torch", "numpy", "pandas", "safetensors", "fastapi")
 
 
 def run(
@@ -59,53 +55,29 @@ def run(
     PipelineError : a step failed (its own last lines are in the message), or not exactly one
         branch of a condition ran; the manifest is written in either case
     """
-    from kfp import components, local
-    from kfp.local import pipeline_orchestrator
-
     text = _read_spec(spec_path)
     spec = yaml.safe_load(text)
+    name = spec["pipelineInfo"]["name"]
     started = datetime.now(UTC)
-    run_id = f"{spec['pipelineInfo']['name']}-{started:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    run_id = f"{name}-{started:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = store / "runs" / run_id
     (folder / "logs").mkdir(parents=True)
-    source = _source_hash(root)
+    data = str(arguments.get("data", ""))
+    print(f"Run {run_id}: {arguments.get('symbol', '')} from {data}, seed {arguments.get('seed', 1)}")
     trace = Trace(specs.leaves(spec), store, live=live)
-    print(
-        f"Run {run_id}: {arguments.get('symbol', '')} from {arguments.get('data', '')}, seed {arguments.get('seed', 1)}"
-    )
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "run_id": run_id,
-        "pipeline": spec["pipelineInfo"]["name"],
-        "status": "RUNNING",
+        "pipeline": name,
         "started": started.isoformat(timespec="milliseconds"),
         "parameters": dict(arguments),
-        "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in _VERSIONED},
-        "git": _git(root),
-        "source_sha256": source_sha256(root),
+        "synthetic": data.startswith(SYNTHETIC_PREFIX),
+        **provenance(root),
         "spec_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "synthetic": str(arguments.get("data", "")).startswith(SYNTHETIC_PREFIX),
     }
-    local.init(
-        runner=local.SubprocessRunner(use_venv=False),
-        pipeline_root=str(store / "runs"),
-        workspace_root=str(folder / ".workspace"),
-        enable_caching=caching,
-        cache_root=str(store / "runs" / ".cache"),
-    )
     error = None
     try:
-        with (
-            warnings.catch_warnings(),
-            (folder / "kfp.log").open("w", encoding="utf-8") as log,
-            observed(run_id, folder / "logs", root, trace.watcher) as executions,
-        ):
-            # kfp warns once per setting that only Vertex heeds (accelerator, display name).
-            warnings.simplefilter("ignore")
-            twin = components.load_component_from_text(yaml.safe_dump(specs.localised(spec, source)))
-            with contextlib.redirect_stdout(log):
-                pipeline_orchestrator.run_local_pipeline(twin.pipeline_spec, dict(arguments))
-            _assert_one_branch(spec, {execution.name for execution in executions})
+        _execute(spec, arguments, folder, root, trace, caching=caching)
     except RuntimeError as failure:
         error = trace.failure() or str(failure)
     except BaseException as failure:
@@ -120,12 +92,39 @@ def run(
             "ended": ended.isoformat(timespec="milliseconds"),
             "seconds": round((ended - started).total_seconds(), 3),
         }
-        shutil.rmtree(folder / ".workspace", ignore_errors=True)
         write_manifest(folder, manifest)
         refresh_index(store / "runs")
     if error:
         raise PipelineError(f"run {run_id} failed: {error}")
     return manifest
+
+
+def _execute(
+    spec: Mapping[str, Any], arguments: Mapping[str, Any], folder: Path, root: Path, trace: Trace, *, caching: bool
+) -> None:
+    """Let kfp's local runner execute the spec's local twin, under the name and in the folder of this run."""
+    from kfp import components, local
+    from kfp.local import pipeline_orchestrator
+
+    with (
+        tempfile.TemporaryDirectory(prefix="himari-") as workspace,
+        warnings.catch_warnings(),
+        (folder / "kfp.log").open("w", encoding="utf-8") as log,
+        observed(folder.name, folder / "logs", root, trace.watcher) as executions,
+    ):
+        # kfp warns once per setting that only Vertex heeds (accelerator, display name).
+        warnings.simplefilter("ignore")
+        local.init(
+            runner=local.SubprocessRunner(use_venv=False),
+            pipeline_root=str(folder.parent),
+            workspace_root=str(Path(workspace) / "kfp"),
+            enable_caching=caching,
+            cache_root=str(folder.parent / ".cache"),
+        )
+        twin = components.load_component_from_text(yaml.safe_dump(specs.localised(spec, local_tag(root))))
+        with contextlib.redirect_stdout(log):
+            pipeline_orchestrator.run_local_pipeline(twin.pipeline_spec, dict(arguments))
+        _assert_one_branch(spec, {execution.name for execution in executions})
 
 
 def _assert_one_branch(spec: Mapping[str, Any], ran: set[str]) -> None:
@@ -144,28 +143,6 @@ def _read_spec(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ConfigurationError(f"there is no compiled pipeline at {path}: run `make compile`") from error
-
-
-def _source_hash(root: Path) -> str:
-    """Names the local image: everything that may change what a step answers."""
-    digest = hashlib.sha256(source_sha256(root).encode())
-    for name in ("requirements.lock", "pyproject.toml"):
-        if (root / name).exists():
-            digest.update((root / name).read_bytes())
-    digest.update(f"{sys.version}{platform.machine()}".encode())
-    return digest.hexdigest()[:16]
-
-
-def _git(root: Path) -> dict[str, Any]:
-    def ask(*words: str) -> str | None:
-        try:
-            answer = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            return None
-        return answer.stdout.strip() if answer.returncode == 0 else None
-
-    changes = ask("status", "--porcelain")
-    return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(changes)}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -201,12 +178,16 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
     if Path(data).exists():
         data = str(Path(data).resolve())
     symbol = options.symbol or _symbol_of(data)
+    version = sources.version_of(data)
     if data.startswith(SYNTHETIC_PREFIX):
         simulator.named(data, symbol)
+    elif Path(data).exists():
+        # A file that ingest would refuse is refused here, in one sentence and before a run begins.
+        sources.load(data, symbol, version=version)
     return {
         "data": data,
         "symbol": symbol,
-        "data_version": sources.version_of(data),
+        "data_version": version,
         "seed": options.seed,
         "train_steps": options.steps,
         "sharpe_threshold": options.threshold,

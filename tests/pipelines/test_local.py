@@ -18,6 +18,7 @@ from kfp.local.orchestrator import task_executor
 import compile as compiler
 from layer3.agent.policy import load_policy
 from layer3.errors import ConfigurationError, PipelineError
+from layer3.version import source_sha256
 from pipelines import local
 from pipelines.observe import Watcher, observed
 
@@ -199,22 +200,20 @@ def test_a_changed_source_file_is_never_served_stale(tmp_path, spec):
     assert go()["ingest"] == "CACHED"
     with (root / "layer3" / "market" / "simulator.py").open("a") as file:
         file.write("# changed\n")
-    local.source_sha256.cache_clear()
+    source_sha256.cache_clear()
     changed = go()
     assert [changed[name] for name in ("ingest", "train", "evaluate")] == ["SUCCEEDED"] * 3
 
 
-def test_a_failing_step_shows_its_own_traceback_and_notify_still_runs(shop, tmp_path, capsys, monkeypatch):
-    path = tmp_path / "candles.csv"
-    path.write_text("timestamp,open,high,low,close,volume\n2024-01-01T00:00:00Z,1,1,1,1,1\n")
+def test_a_failing_step_shows_its_own_traceback_and_notify_still_runs(shop, capsys):
     before = shop.champion()
-    code, manifest = shop.run(path, "--symbol", "BTC-USDT")
+    code, manifest = shop.run("synthetic:bars=2500")
     assert code == 1
     error = capsys.readouterr().err
     assert "step 'Ingest candles' failed" in error
     assert "Traceback" in error
-    assert "layer3.errors.DataError" in error
-    assert str(path) in error
+    assert "layer3.errors.DataError: 2,500 bars" in error
+    assert "/logs/ingest.log" in error
     assert manifest["status"] == "FAILED"
     assert statuses(manifest)["ingest"] == "FAILED"
     assert statuses(manifest)["notify"] == "SUCCEEDED"
@@ -268,6 +267,17 @@ def test_a_file_needs_the_name_of_its_market(tmp_path, spec, capsys):
     path.write_text("timestamp,open,high,low,close,volume\n")
     assert local.main(["--store", str(tmp_path), "--spec", str(spec), "--data", str(path)]) == 2
     assert "SYMBOL=" in capsys.readouterr().err
+
+
+def test_a_file_that_breaks_a_rule_is_refused_before_a_run_begins(tmp_path, spec, capsys):
+    path = tmp_path / "candles.csv"
+    path.write_text("timestamp,open,high,low,close,volume\n2024-01-01T00:00:00Z,1,1,1,1,1\n")
+    arguments = ["--store", str(tmp_path / "store"), "--spec", str(spec), "--data", str(path), "--symbol", "BTC-USDT"]
+    assert local.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert str(path) in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_flat_market_is_refused_by_name(tmp_path, spec):
