@@ -23,14 +23,15 @@ from numpy.typing import NDArray
 
 from layer3 import contract
 from layer3.errors import ConfigurationError, DataError
+from layer3.ledger import Costs
 from layer3.sizing.chain import SizingChain
 from layer3.sizing.config import ChainConfig
 from layer3.types import Action, CascadeIndicators, Regime, TacticalSignal
 
 __all__ = ["ROUND_TRIP_COST", "SignalHistory", "replay"]
 
-#: Commission of 0.1 % and slippage of 5 bps, on the way in and on the way out.
-ROUND_TRIP_COST: Final = 2.0 * (0.001 + 0.0005)
+#: The ledger's commission and slippage, on the way in and on the way out.
+ROUND_TRIP_COST: Final = 2.0 * (Costs().commission + Costs().slippage)
 
 _DAY_SECONDS: Final = 86_400.0
 _REQUIRED: Final = ("open", "close", "signal_confidence", "signal_risk_score")
