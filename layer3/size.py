@@ -1,8 +1,11 @@
 """Size one signal from the command line: ``python -m layer3.size`` (``make size``).
 
 The multiplier comes from the first of these that answers, and the output says which and why the
-ones before it did not: the served champion over HTTP (``api``), the champion's file in the store
-(``local_model``), and 1.0, which is the Phase 1 chain alone (``fallback_kelly``).
+ones before it did not: the served champion over HTTP (``api``), the champion's file in a local
+store (``local_model``), and 1.0, which is the Phase 1 chain alone (``fallback_kelly``).
+
+Each call starts a fresh chain: it knows no closed trades, no forecast errors and no earlier regime,
+where the chain behind training and backtest has learnt from the bars before.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from layer3 import contract
-from layer3.agent.policy import load_policy
+from layer3 import contract, storage
+from layer3.agent.policy import Policy, load_policy
 from layer3.errors import ConfigurationError, ContractError, DataError, PolicyError, SourceError
 from layer3.remote import fetch_multiplier
 from layer3.sizing.chain import Assessment, SizingChain, decide
@@ -55,7 +58,7 @@ class Multiplier:
     passed_over: tuple[str, ...]
 
 
-def choose_multiplier(endpoint: str, store: Path, state: NDArray[np.float32], timeout_s: float) -> Multiplier:
+def choose_multiplier(endpoint: str, store: str, state: NDArray[np.float32], timeout_s: float) -> Multiplier:
     """Ask the served champion, else the local file, else answer 1.0; never silent about which.
 
     Raises
@@ -69,7 +72,7 @@ def choose_multiplier(endpoint: str, store: Path, state: NDArray[np.float32], ti
     except (SourceError, ContractError) as error:
         passed_over.append(f"{API}: {error}")
     try:
-        policy = load_policy(store / "models" / _champion(store))
+        policy = _champion(store)
         values, confidences = policy.act(state)
         return Multiplier(float(values), LOCAL, float(confidences), policy.model_id, tuple(passed_over))
     except (PolicyError, ContractError) as error:
@@ -77,8 +80,11 @@ def choose_multiplier(endpoint: str, store: Path, state: NDArray[np.float32], ti
     return Multiplier(1.0, FALLBACK, None, None, tuple(passed_over))
 
 
-def _champion(store: Path) -> str:
-    channel = store / "channels" / "production.json"
+def _champion(store: str) -> Policy:
+    """The verified policy that the channel of a local store names; a PolicyError says why there is none."""
+    if storage.is_remote(store):
+        raise PolicyError(f"{store} is no local folder: ask the served champion, or name a copy of the store")
+    channel = Path(store, "channels", "production.json")
     try:
         document = json.loads(channel.read_bytes())
     except FileNotFoundError as error:
@@ -90,7 +96,10 @@ def _champion(store: Path) -> str:
     model_id = document.get("model_id") if isinstance(document, dict) else None
     if not isinstance(model_id, str) or not _MODEL_ID.fullmatch(model_id):
         raise PolicyError(f"{channel}: model_id is {model_id!r}, expected a model's name")
-    return model_id
+    policy = load_policy(Path(store, "models", model_id))
+    if policy.manifest["policy_sha256"] != document.get("policy_sha256"):
+        raise PolicyError(f"models/{model_id} is not the policy that {channel} names: release it again")
+    return policy
 
 
 def _state(request: SizingRequest, assessment: Assessment, config: ChainConfig) -> NDArray[np.float32]:
@@ -162,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--endpoint", default="http://127.0.0.1:8080", metavar="URL", help="where the champion is served"
     )
-    parser.add_argument("--store", type=Path, default=Path(), metavar="DIR", help="holds channels/ and models/")
+    parser.add_argument("--store", default=".", metavar="DIR", help="holds channels/ and models/")
     parser.add_argument(
         "--timeout-ms", type=float, default=150.0, metavar="MS", help="budget for the endpoint, in total"
     )

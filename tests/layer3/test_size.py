@@ -72,7 +72,8 @@ def release(store: Path) -> Policy:
     (store / "models").mkdir()
     (store / "scratch").rename(store / "models" / policy.model_id)
     (store / "channels").mkdir()
-    (store / "channels" / "production.json").write_text(json.dumps({"model_id": policy.model_id, "previous": None}))
+    channel = {"model_id": policy.model_id, "policy_sha256": policy.manifest["policy_sha256"], "previous": None}
+    (store / "channels" / "production.json").write_text(json.dumps(channel))
     return policy
 
 
@@ -140,6 +141,23 @@ def test_a_changed_policy_file_is_passed_over(capsys: pytest.CaptureFixture[str]
     decision = run(capsys, "--endpoint", nobody, "--store", tmp_path)
     assert decision["multiplier_source"] == "fallback_kelly"
     assert "sha256" in decision["passed_over"][1]
+
+
+def test_a_policy_other_than_the_released_one_is_passed_over(
+    capsys: pytest.CaptureFixture[str], nobody: str, tmp_path: Path
+) -> None:
+    policy = release(tmp_path)
+    channel = {"model_id": policy.model_id, "policy_sha256": "0" * 64}
+    (tmp_path / "channels" / "production.json").write_text(json.dumps(channel))
+    decision = run(capsys, "--endpoint", nobody, "--store", tmp_path)
+    assert decision["multiplier_source"] == "fallback_kelly"
+    assert "is not the policy that" in decision["passed_over"][1]
+
+
+def test_a_store_in_a_bucket_is_no_local_policy(capsys: pytest.CaptureFixture[str], nobody: str) -> None:
+    decision = run(capsys, "--endpoint", nobody, "--store", "gs://bucket/store")
+    assert decision["multiplier_source"] == "fallback_kelly"
+    assert "gs://bucket/store is no local folder" in decision["passed_over"][1]
 
 
 def test_what_a_person_reads(
