@@ -25,7 +25,7 @@ from layer3.errors import ConfigurationError, ContractError, SourceError
 
 __all__ = ["CONTRACT_HEADER", "RemoteAnswer", "fetch_multiplier"]
 
-#: Sent with every request; a server that sends it back must name the same contract.
+#: A caller may send it with the contract it was built for, and finds the server's in every prediction.
 CONTRACT_HEADER: Final = "X-Himari-Contract"
 _MAX_BYTES: Final = 65_536
 
@@ -90,7 +90,10 @@ class _Exchange:
         if parts.scheme not in ("http", "https") or not host:
             raise ConfigurationError(f"endpoint {endpoint!r} must look like http://host:port or https://host")
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = kind(host, port, timeout=timeout_s)
+        try:
+            self._connection = kind(host, port, timeout=timeout_s)
+        except http.client.InvalidURL as error:
+            raise ConfigurationError(f"endpoint {endpoint!r} is not a URL: {error}") from error
         self._path = parts.path.rstrip("/") + "/predict"
         self._done = threading.Event()
         self._lock = threading.Lock()

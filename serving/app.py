@@ -25,15 +25,13 @@ from starlette.responses import Response
 from layer3 import contract
 from layer3.agent.policy import Policy
 from layer3.errors import HimariError
+from layer3.remote import CONTRACT_HEADER
 from serving import documentation
 from serving.channels import load_model
 from serving.problems import JsonResponse, Problem, problem_response
 from serving.state_input import parse_state, read_body
 
-__all__ = ["CONTRACT_HEADER", "create_app"]
-
-#: A caller may send it with the contract it was built for, and finds this server's in every prediction.
-CONTRACT_HEADER: Final = "X-Himari-Contract"
+__all__ = ["create_app"]
 
 _NAME: Final = "HIMARI position sizing"
 _ENDPOINTS: Final = {

@@ -186,7 +186,9 @@ def test_a_server_that_hangs_up() -> None:
         fetch_multiplier(url, STATE, timeout_s=2)
 
 
-@pytest.mark.parametrize("endpoint", ["localhost:8080", "ftp://x", "http://", "http://h:port", "http://[::1"])
+@pytest.mark.parametrize(
+    "endpoint", ["localhost:8080", "ftp://x", "http://", "http://h:port", "http://[::1", "http://h h"]
+)
 def test_endpoints_that_are_none(endpoint: str) -> None:
     with pytest.raises(ConfigurationError, match="endpoint"):
         fetch_multiplier(endpoint, STATE)
