@@ -83,7 +83,8 @@ def load(
     ----------
     data : path or ``gs://`` URI of a file, ``<exchange>:<SYMBOL>``, or ``synthetic:<edge>``; a path
         that exists wins over the other readings
-    symbol : what the run calls the market; a file with a ``symbol`` column must agree with it
+    symbol : what the run calls the market; a file's ``symbol`` column and an exchange's market must
+        agree with it, and only simulated data may be called SYNTH
     version : from :func:`version_of`; empty takes the data as they are now
     now, connect, cache, sleep : the clock, and for an exchange how to reach it, where its pages are
         kept (by default below the user's cache folder), and how to wait between attempts
@@ -92,14 +93,19 @@ def load(
     ------
     DataError : the data break a rule, or the file is not the one that ``version`` names
     SourceError : an exchange or a bucket does not answer in full
-    ConfigurationError : ``data`` or ``version`` cannot be understood
+    ConfigurationError : ``data`` or ``version`` cannot be understood, or ``symbol`` is another market's
     """
     kind, name, market = _parse(data)
+    if kind != "synthetic" and symbol.upper().startswith("SYNTH"):
+        raise ConfigurationError(f"symbol {symbol!r} names simulated data, {data} is real: name its market")
     if kind == "file":
         raw = _read(data)
         _verify(raw, data, version)
         frame = _one_symbol(_table(raw, data), data, symbol)
     elif kind == "exchange":
+        # A contract's settlement (BTC/USDT:USDT) may be left out of the name.
+        if symbol and _letters(symbol) not in (_letters(market), _letters(market.partition(":")[0])):
+            raise ConfigurationError(f"{data} is the market {market}, the run says {symbol!r}: correct one of them")
         end = _window_end(version, now())
         client = connect(name)
         try:

@@ -331,6 +331,22 @@ def test_connection_is_closed_when_the_download_fails(tmp_path: Path) -> None:
     assert venue.closed == 1
 
 
+@pytest.mark.parametrize(
+    ("data", "symbol"),
+    [("coinbase:BTC-USD", "ETH-USD"), ("binance:BTC/USDT:USDT", "BTC-USD"), ("coinbase:BTC-USD", "SYNTH-USD")],
+)
+def test_a_market_is_not_called_by_the_name_of_another(data: str, symbol: str) -> None:
+    with pytest.raises(ConfigurationError, match=symbol):
+        load(data, symbol, now=lambda: NOW, connect=lambda name: Venue())
+
+
+def test_a_real_file_is_not_called_synthetic(tmp_path: Path) -> None:
+    path = tmp_path / "BTC.csv"
+    path.write_bytes(CSV)
+    with pytest.raises(ConfigurationError, match="names simulated data"):
+        load(str(path), "SYNTH-USD")
+
+
 def test_simulator_passes_the_same_checks() -> None:
     assert version_of("synthetic:default") == ""
     table, report = load("synthetic:bars=3000", "SYNTH-USD")
