@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import yaml
 
+from layer3 import storage
 from layer3.errors import ConfigurationError, HimariError, PipelineError
 from layer3.market import simulator, sources
 from layer3.notification import check_webhook
@@ -61,7 +62,10 @@ def run(
     started = datetime.now(UTC)
     run_id = f"{name}-{started:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = store / "runs" / run_id
-    (folder / "logs").mkdir(parents=True)
+    try:
+        (folder / "logs").mkdir(parents=True)
+    except OSError as error:
+        raise ConfigurationError(f"cannot make {folder} ({error.strerror}): name a folder to write to, STORE=…") from error
     data = str(arguments.get("data", ""))
     print(f"Run {run_id}: {arguments.get('symbol', '')} from {data}, seed {arguments.get('seed', 1)}")
     trace = Trace(specs.leaves(spec), store, live=live)
@@ -159,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=250_000, help="environment steps of the training (250000)")
     parser.add_argument("--threshold", type=float, default=1.0, help="least annualised Sharpe ratio (1.0)")
     parser.add_argument("--webhook", default="", help="address that is told how the run ended (none)")
-    parser.add_argument("--store", type=Path, default=ROOT, help="folder for runs/, models/, channels/ (the project)")
+    parser.add_argument("--store", default=str(ROOT), help="folder for runs/, models/, channels/ (the project)")
     parser.add_argument("--spec", type=Path, default=ROOT / "build" / "training.yaml", help="the compiled pipeline")
     parser.add_argument("--no-cache", action="store_true", help="run every step anew")
     return parser
@@ -191,9 +195,16 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         "seed": options.seed,
         "train_steps": options.steps,
         "sharpe_threshold": options.threshold,
-        "store": str(options.store.resolve()),
+        "store": str(_store(options.store)),
         "webhook": options.webhook,
     }
+
+
+def _store(name: str) -> Path:
+    # As a Path, gs://bucket would quietly become the folder ./gs:/bucket.
+    if storage.is_remote(name):
+        raise ConfigurationError(f"{name} is a bucket, a run on this machine needs a local folder: STORE=…")
+    return Path(name).resolve()
 
 
 def _symbol_of(data: str) -> str:
@@ -207,9 +218,8 @@ def _symbol_of(data: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line: 0 for a run that ended, whatever the verdict; 1 if a step failed; 2 for a bad argument."""
     options = _parser().parse_args(arguments)
-    store = options.store.resolve()
     try:
-        chosen = _arguments(options)
+        store, chosen = _store(options.store), _arguments(options)
         manifest = run(options.spec, chosen, store=store, caching=not options.no_cache, live=sys.stdout.isatty())
     except PipelineError as error:
         print(f"\n{error}", file=sys.stderr)
@@ -218,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"run-local: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nrun-local: stopped; nothing was released. Run it again to go on from the cache.", file=sys.stderr)
+        print("\nrun-local: stopped; `make release-status` says what serves. Run it again to go on.", file=sys.stderr)
         return 130
     _conclude(manifest, store)
     return 0

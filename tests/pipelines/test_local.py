@@ -253,6 +253,8 @@ def test_the_real_bitcoin_file(shop):
         (["--threshold", "nan"], "threshold is nan"),
         (["--webhook", "ftp://x"], "ftp://x"),
         (["--spec", "no.yaml"], "make compile"),
+        (["--store", "gs://bucket/x"], "needs a local folder"),
+        (["--store", str(ROOT / "README.md")], "name a folder to write to"),
     ],
 )
 def test_a_bad_argument_is_refused_before_anything_runs(tmp_path, spec, capsys, arguments, message):
