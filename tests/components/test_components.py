@@ -47,7 +47,7 @@ def chain(tmp_path_factory):
         "verdict": box.artifact(dsl.Markdown, "verdict"),
         "tear_sheet": box.artifact(dsl.HTML, "tear_sheet"),
     }
-    ingest.python_func("synthetic:bars=6000,edge=1", "SYNTH-USD", "", out["candles"], out["features"])
+    ingest.python_func("synthetic:bars=6000,edge=3", "SYNTH-USD", "", out["candles"], out["features"])
     train.python_func(out["features"], 1, 8_192, out["model"], out["train_metrics"])
     evaluate.python_func(out["features"], out["model"], out["evaluation"], out["metrics"])
     out["passed"] = gate.python_func(out["evaluation"], -100.0, out["verdict"], out["tear_sheet"])
