@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 from kfp import compiler
 
 from components.image import IMAGE
+from layer3 import storage
 from layer3.errors import ConfigurationError
 from pipelines.training import training
 
@@ -29,16 +31,17 @@ def compile_pipelines(folder: Path, image: str = IMAGE) -> list[Path]:
             f"image {image!r} is not pinned by digest: give registry/name@sha256:<64 hexadecimal digits>, "
             "so that a run always means one image"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, pipeline in PIPELINES.items():
-        path, draft = folder / f"{name}.yaml", folder / f".{name}.partial.yaml"
-        compiler.Compiler().compile(pipeline, package_path=str(draft))
-        spec: dict[str, Any] = yaml.safe_load(draft.read_text())
+        path = folder / f"{name}.yaml"
+        with tempfile.TemporaryDirectory() as elsewhere:
+            draft = Path(elsewhere, path.name)
+            compiler.Compiler().compile(pipeline, package_path=str(draft))
+            spec: dict[str, Any] = yaml.safe_load(draft.read_text(encoding="utf-8"))
         for executor in spec["deploymentSpec"]["executors"].values():
             executor["container"]["image"] = image
-        draft.write_text(yaml.safe_dump(spec, sort_keys=True, width=120))
-        draft.replace(path)
+        # Whole or not at all: two runs may compile at once.
+        storage.write_bytes(str(path), yaml.safe_dump(spec, sort_keys=True, width=120).encode())
         written.append(path)
     return written
 

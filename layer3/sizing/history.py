@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from layer3 import contract
 from layer3.errors import ConfigurationError, DataError
 from layer3.ledger import Costs
+from layer3.market.signal_columns import CASCADE_COLUMNS
 from layer3.sizing.chain import SizingChain
 from layer3.sizing.config import ChainConfig
 from layer3.types import Action, CascadeIndicators, Regime, TacticalSignal
@@ -36,15 +37,7 @@ ROUND_TRIP_COST: Final = 2.0 * (Costs().commission + Costs().slippage)
 _DAY_SECONDS: Final = 86_400.0
 _REQUIRED: Final = ("open", "close", "signal_confidence", "signal_risk_score")
 _SIGNAL_OPTIONAL: Final = ("expected_return", "predicted_volatility", "sentiment_score")
-_CASCADE: Final = (
-    "funding_rate",
-    "oi_change_pct",
-    "volume_ratio",
-    "onchain_whale_pressure",
-    "exchange_netflow_zscore",
-    "liquidation_volume_24h",
-)
-_COLUMNS: Final = ("timestamp", *_REQUIRED, "signal_action", "regime", *_SIGNAL_OPTIONAL, *_CASCADE)
+_COLUMNS: Final = ("timestamp", *_REQUIRED, "signal_action", "regime", *_SIGNAL_OPTIONAL, *CASCADE_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -111,7 +104,7 @@ def replay(
     risk_score = frame["signal_risk_score"].to_numpy(dtype=np.float64)
     confidences, risks = confidence.tolist(), risk_score.tolist()
     expected, volatility, sentiment = (_optional(frame, name) for name in _SIGNAL_OPTIONAL)
-    feeds = list(zip(*(_optional(frame, name) for name in _CASCADE), strict=True))
+    feeds = list(zip(*(_optional(frame, name) for name in CASCADE_COLUMNS), strict=True))
     opens: list[float] = frame["open"].to_numpy(dtype=np.float64).tolist()
     closes: list[float] = frame["close"].to_numpy(dtype=np.float64).tolist()
 
