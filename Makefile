@@ -22,6 +22,8 @@ HOST ?= 127.0.0.1
 PORT ?= 8080
 SIGNAL ?=
 ENDPOINT ?= http://127.0.0.1:$(PORT)
+# Through the environment, so that no quote or space in a value can change a command.
+export DATA SYMBOL SEED STEPS THRESHOLD STORE HOST PORT SIGNAL ENDPOINT
 
 .PHONY: help install compile run-local serve size rollback release-status test lint format types imports check bench lock clean
 
@@ -45,19 +47,19 @@ compile: $(READY) ## compile the pipelines to build/*.yaml
 	@$(BIN)/python compile.py
 
 run-local: compile ## run the compiled training pipeline on this machine
-	@$(BIN)/python -m pipelines.local --data "$(DATA)" --symbol "$(SYMBOL)" --seed "$(SEED)" --steps "$(STEPS)" --threshold "$(THRESHOLD)" --store "$(STORE)"
+	@$(BIN)/python -m pipelines.local --data="$$DATA" --symbol="$$SYMBOL" --seed="$$SEED" --steps="$$STEPS" --threshold="$$THRESHOLD" --store="$$STORE"
 
 serve: $(READY) ## serve the champion on http://127.0.0.1:8080
-	@MODEL_URI="$(STORE)/channels/production.json" HOST="$(HOST)" PORT="$(PORT)" $(BIN)/python -m serving
+	@MODEL_URI="$$STORE/channels/production.json" $(BIN)/python -m serving
 
 size: $(READY) ## size one signal (SIGNAL=FILE.json, or the built-in example)
-	@$(BIN)/python -m layer3.size --endpoint "$(ENDPOINT)" --store "$(STORE)" $(if $(SIGNAL),--input "$(SIGNAL)")
+	@$(BIN)/python -m layer3.size --endpoint="$$ENDPOINT" --store="$$STORE" $(if $(SIGNAL),--input="$$SIGNAL")
 
 rollback: $(READY) ## put the champion before this one back into service
-	@$(BIN)/python -m serving.release rollback --store "$(STORE)"
+	@$(BIN)/python -m serving.release rollback --store="$$STORE"
 
 release-status: $(READY) ## what serves, since when, and what served before
-	@$(BIN)/python -m serving.release status --store "$(STORE)"
+	@$(BIN)/python -m serving.release status --store="$$STORE"
 
 test: $(READY) ## run the tests
 	@$(BIN)/python -m pytest

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from layer3.agent.bars import Bars, load_bars, prepare, save_bars
 from layer3.agent.policy import Policy, load_policy, save_policy
@@ -16,12 +17,14 @@ from layer3.agent.ppo import PPOConfig, Progress, train
 from layer3.backtest.engine import evaluate, run
 from layer3.backtest.metrics import summarise
 from layer3.backtest.record import KELLY_ONLY, POLICY, Evaluation
+from layer3.errors import DataError
 from layer3.market import sources
+from layer3.market.candles import CandleReport
 from layer3.market.features import bars_of
 from layer3.market.splits import PURGE_HOURS, Splits, split
 from layer3.version import source_sha256
 
-__all__ = ["fit", "ingest", "judge_policy", "splits_of"]
+__all__ = ["fit", "ingest", "judge_policy", "load_candles", "splits_of"]
 
 SYNTHETIC_PREFIX = "synthetic:"
 
@@ -33,10 +36,9 @@ def ingest(data: str, symbol: str, data_version: str, candles_path: Path, featur
     lineage needs: symbol, source, synthetic, period, sha256 of the candles file, every count of
     repairs, where the signals came from. Too few bars to split are refused here, before anything trains.
     """
-    frame, report = sources.load(data, symbol, version=data_version)
+    frame, report = load_candles(data, symbol, data_version)
     frame.to_parquet(candles_path, index=False)
     bars, signals = prepare(frame, symbol, report.interval_seconds)
-    splits_of(bars)
     synthetic = data.startswith(SYNTHETIC_PREFIX)
     info: dict[str, Any] = {
         **report.to_metadata(),
@@ -52,9 +54,23 @@ def ingest(data: str, symbol: str, data_version: str, candles_path: Path, featur
     return info
 
 
+def load_candles(data: str, symbol: str, data_version: str) -> tuple[pd.DataFrame, CandleReport]:
+    """Candles that pass every check (:func:`layer3.market.sources.load`), and are enough to split."""
+    frame, report = sources.load(data, symbol, version=data_version)
+    try:
+        _split(report.rows, report.interval_seconds)
+    except DataError as error:
+        raise DataError(f"{data}: {error}") from error
+    return frame, report
+
+
 def splits_of(bars: Bars) -> Splits:
     """The one split of this project: 60 % train, 15 % validation, the rest test, a week purged between."""
-    return split(len(bars), purge=bars_of(PURGE_HOURS, bars.interval_seconds))
+    return _split(len(bars), bars.interval_seconds)
+
+
+def _split(bars: int, interval_seconds: int) -> Splits:
+    return split(bars, purge=bars_of(PURGE_HOURS, interval_seconds))
 
 
 def fit(

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import hashlib
 import secrets
+import signal
 import sys
 import tempfile
 import warnings
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 import yaml
 
-from layer3 import storage
+from layer3 import storage, workflow
 from layer3.errors import ConfigurationError, HimariError, PipelineError
 from layer3.market import simulator, sources
 from layer3.notification import check_webhook
@@ -65,7 +66,7 @@ def run(
     try:
         (folder / "logs").mkdir(parents=True)
     except OSError as error:
-        raise ConfigurationError(f"cannot make {folder} ({error.strerror}): name a folder to write to, STORE=…") from error
+        raise ConfigurationError(f"cannot make {folder} ({error.strerror}): name another folder, STORE=…") from error
     data = str(arguments.get("data", ""))
     print(f"Run {run_id}: {arguments.get('symbol', '')} from {data}, seed {arguments.get('seed', 1)}")
     trace = Trace(specs.leaves(spec), store, live=live)
@@ -175,10 +176,12 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         raise ConfigurationError(f"seed is {options.seed}, expected an integer in [0, 2^32)")
     if not -100.0 <= options.threshold <= 100.0:
         raise ConfigurationError(f"threshold is {options.threshold}, expected a Sharpe ratio in [-100, 100]")
-    if options.steps < 2_048:
-        raise ConfigurationError(f"steps is {options.steps}, expected at least 2,048 (one rollout)")
+    if not 2_048 <= options.steps <= 10**9:
+        raise ConfigurationError(f"steps is {options.steps:,}, expected 2,048 (one rollout) to 1,000,000,000")
     check_webhook(options.webhook)
     data = options.data
+    if not data.strip():
+        raise ConfigurationError("no data named: DATA=FILE, DATA=exchange:SYMBOL, or MARKET=default")
     if Path(data).exists():
         data = str(Path(data).resolve())
     symbol = options.symbol or _symbol_of(data)
@@ -187,7 +190,7 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         simulator.named(data, symbol)
     elif Path(data).exists():
         # A file that ingest would refuse is refused here, in one sentence and before a run begins.
-        sources.load(data, symbol, version=version)
+        workflow.load_candles(data, symbol, version)
     return {
         "data": data,
         "symbol": symbol,
@@ -253,4 +256,6 @@ def _conclude(manifest: Mapping[str, Any], store: Path) -> None:
 
 
 if __name__ == "__main__":
+    # A run that a supervisor ends says so in its manifest, and takes its step along, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

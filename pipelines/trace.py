@@ -89,7 +89,7 @@ class Trace:
         for step in self._steps.values():
             if step.get("status") == "FAILED":
                 indented = "\n".join(f"    {line}" for line in (step["error"] or "").splitlines())
-                said = f"its output ends with\n{indented}\n  whole log: {step['log']}"
+                said = f"its output ends with\n{indented}\n  whole log: {self._store / step['log']}"
                 return f"step {step['display_name']!r} failed, {said}"
         return None
 

@@ -165,12 +165,12 @@ def duration(seconds: float) -> str:
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= size and seconds % size == 0:
             return f"{int(seconds // size)} {unit}"
-    return f"{seconds:g} s"
+    return f"{seconds:.15g} s"
 
 
 def _columns(frame: pd.DataFrame, origin: str) -> dict[str, pd.Series]:
     """The columns in use by canonical name; each series keeps the file's own name."""
-    if isinstance(frame.index, pd.DatetimeIndex):
+    if isinstance(frame.index, pd.DatetimeIndex) or str(frame.index.name).strip().lower() in TIME_ALIASES:
         frame = frame.reset_index(names=str(frame.index.name or "timestamp"))
     seen: dict[str, int] = {}
     for position, label in enumerate(frame.columns):

@@ -252,11 +252,23 @@ def _csv(raw: bytes, data: str) -> pd.DataFrame:
                 low_memory=False,
             )
     except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
-        raise DataError(f"{data}: a row has more fields than the header has columns: {str(error).strip()}") from error
+        raise DataError(_long_row(text, data, len(header)) or f"{data}: cannot be read as CSV ({error})") from error
     if frame.empty:
         raise DataError(f"{data}: has a header but no rows; download or export it again")
     frame.columns = pd.Index(header)
     return frame
+
+
+def _long_row(text: str, data: str, columns: int) -> str:
+    """What to say of the first row that has more fields than the header; nothing if there is none."""
+    for row, fields in enumerate(csv.reader(io.StringIO(text.lstrip()))):
+        if len(fields) > columns:
+            shown = ",".join(fields)
+            return (
+                f"{data}, row {row}: {shown[:80]!r} has {len(fields)} fields, the first line names {columns}; "
+                "correct the row, or remove what stands above the line that names the columns"
+            )
+    return ""
 
 
 def _parquet(raw: bytes, data: str) -> pd.DataFrame:

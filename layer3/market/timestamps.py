@@ -131,4 +131,6 @@ def _from_datetimes(parsed: pd.Series, values: pd.Series, origin: str, column: s
 
 
 def _refusal(values: pd.Series, row: int, origin: str, column: str, remedy: str) -> DataError:
-    return DataError(f"{origin}, row {row + 1}, column {column!r}: {values.iloc[row]!r} {remedy}")
+    value = values.iloc[row]
+    shown = "" if pd.isna(value) else value.item() if isinstance(value, np.generic) else value
+    return DataError(f"{origin}, row {row + 1}, column {column!r}: {shown!r} {remedy}")

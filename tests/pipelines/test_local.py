@@ -1,11 +1,14 @@
 """The compiled pipeline run on this machine through its command line: both ways through the gate, every way out."""
 
 import builtins
+import contextlib
 import hashlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -250,11 +253,13 @@ def test_the_real_bitcoin_file(shop):
         (["--symbol", "BTC-USDT"], "the data are synthetic"),
         (["--seed", "-1"], "seed is -1"),
         (["--steps", "10"], "steps is 10"),
+        (["--steps", "99999999999999"], "expected 2,048 (one rollout) to 1,000,000,000"),
+        (["--data", ""], "no data named"),
         (["--threshold", "nan"], "threshold is nan"),
         (["--webhook", "ftp://x"], "ftp://x"),
         (["--spec", "no.yaml"], "make compile"),
         (["--store", "gs://bucket/x"], "needs a local folder"),
-        (["--store", str(ROOT / "README.md")], "name a folder to write to"),
+        (["--store", str(ROOT / "README.md")], "name another folder"),
     ],
 )
 def test_a_bad_argument_is_refused_before_anything_runs(tmp_path, spec, capsys, arguments, message):
@@ -280,6 +285,37 @@ def test_a_file_that_breaks_a_rule_is_refused_before_a_run_begins(tmp_path, spec
     assert str(path) in error
     assert "Traceback" not in error
     assert not (tmp_path / "store").exists()
+
+
+def test_a_file_too_short_to_split_is_refused_before_a_run_begins(tmp_path, spec, capsys):
+    candles = pd.read_csv(REAL).head(3_000)
+    path = tmp_path / "short.csv"
+    candles.to_csv(path, index=False)
+    arguments = ["--store", str(tmp_path / "store"), "--spec", str(spec), "--data", str(path), "--symbol", "BTC-USDT"]
+    assert local.main(arguments) == 2
+    assert f"{path}: 3,000 bars give" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_stopped_says_so_and_leaves_no_process(tmp_path, spec, how):
+    command = [sys.executable, "-m", "pipelines.local", "--store", str(tmp_path), "--spec", str(spec)]
+    with subprocess.Popen(
+        [*command, "--data", PLANTED, "--steps", "900000000"], cwd=ROOT, text=True, stderr=subprocess.PIPE
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("runs/*/logs/train.log")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(how)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped" in said
+    (manifest,) = (json.loads(path.read_text()) for path in tmp_path.glob("runs/*/manifest.json"))
+    assert manifest["status"] == "FAILED"
+    assert "KeyboardInterrupt" in manifest["error"]
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            assert str(tmp_path).encode() not in path.read_bytes()
 
 
 def test_a_flat_market_is_refused_by_name(tmp_path, spec):

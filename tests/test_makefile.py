@@ -1,0 +1,49 @@
+"""What a user writes behind ``make`` reaches the program as it stands, whatever characters it holds."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+AWKWARD = '/tmp/it\'s a "path" with `ticks`; python3 ünï.csv'
+
+
+def say(tmp_path: Path, *words: str) -> list[str]:
+    """The arguments of the last program that ``make`` starts, in an environment whose python only shows them."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/bash\nprintf "%s\\n" "MODEL_URI=${MODEL_URI:-}" "PORT=${PORT:-}" "$@" > "$SHOWN"\n')
+    python.chmod(0o755)
+    (tmp_path / ".ready").touch()
+    shown = tmp_path / "shown"
+    command = ["make", *words, f"VENV={tmp_path}", f"SHOWN={shown}"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return shown.read_text().splitlines()
+
+
+def test_run_local(tmp_path: Path) -> None:
+    shown = say(tmp_path, "run-local", f"DATA={AWKWARD}", f"STORE={AWKWARD}", "SYMBOL=BTC-USDT", "THRESHOLD=-1")
+    assert {f"--data={AWKWARD}", f"--store={AWKWARD}", "--symbol=BTC-USDT", "--threshold=-1", "--seed=1"} <= set(shown)
+
+
+def test_market_names_the_simulator(tmp_path: Path) -> None:
+    assert "--data=synthetic:edge=3,bars=12000" in say(tmp_path, "run-local", "MARKET=edge=3,bars=12000")
+
+
+def test_serve(tmp_path: Path) -> None:
+    assert {f"MODEL_URI={AWKWARD}/channels/production.json", "PORT=8123"} <= set(
+        say(tmp_path, "serve", f"STORE={AWKWARD}", "PORT=8123")
+    )
+
+
+def test_size(tmp_path: Path) -> None:
+    shown = say(tmp_path, "size", f"SIGNAL={AWKWARD}", "PORT=8123")
+    assert {f"--input={AWKWARD}", "--endpoint=http://127.0.0.1:8123", "--store=."} <= set(shown)
+
+
+@pytest.mark.parametrize("target", ["rollback", "release-status"])
+def test_releases(tmp_path: Path, target: str) -> None:
+    assert f"--store={AWKWARD}" in say(tmp_path, target, f"STORE={AWKWARD}")
