@@ -6,14 +6,13 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from layer3.agent.bars import Bars, load_bars, prepare, save_bars
 from layer3.agent.policy import Policy, load_policy, save_policy
-from layer3.agent.ppo import PPOConfig, Progress, train
 from layer3.backtest.engine import evaluate, run
 from layer3.backtest.metrics import summarise
 from layer3.backtest.record import KELLY_ONLY, POLICY, Evaluation
@@ -23,6 +22,9 @@ from layer3.market.candles import CandleReport
 from layer3.market.features import bars_of
 from layer3.market.splits import PURGE_HOURS, Splits, split
 from layer3.version import source_sha256
+
+if TYPE_CHECKING:
+    from layer3.agent.ppo import Progress
 
 __all__ = ["fit", "ingest", "judge_policy", "load_candles", "splits_of"]
 
@@ -86,6 +88,9 @@ def fit(
 
     Nothing of the test part is looked at.
     """
+    # Only this step needs torch, whose import takes longer than most of the others run.
+    from layer3.agent.ppo import PPOConfig, train
+
     bars, info = load_bars(features_path)
     splits = splits_of(bars)
     config = PPOConfig(steps=steps)

@@ -71,6 +71,13 @@ def test_what_serves_imports_no_heavy_package(module):
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("module", ["layer3.workflow", "pipelines.local"])
+def test_only_training_waits_for_torch(module):
+    code = f"import sys, {module}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_every_package_marker_is_empty():
     """An ``__init__`` that imports would drag everything into the process that serves."""
     for package in ("components", "layer3", "pipelines", "serving"):
