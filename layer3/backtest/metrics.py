@@ -85,20 +85,23 @@ def summarise(track: Track, interval_seconds: float) -> dict[str, float | None]:
 
     ``turnover`` is per year, in multiples of equity; ``costs_paid`` in currency; ``win_rate`` the
     share of closed round trips that gained after costs; ``mean_exposure`` the mean |exposure|.
+    Where equity was lost (at or below 0 at any bar), what is a ratio to it is ``None``: a loss on
+    negative equity would count as a gain.
     """
     periods = periods_per_year(interval_seconds)
-    returns = track.equity[1:] / track.equity[:-1] - 1.0
-    years = len(returns) / periods
+    lost = bool(np.any(track.equity <= 0.0))
+    returns = np.empty(0) if lost else track.equity[1:] / track.equity[:-1] - 1.0
+    years = len(track.exposure) / periods
     return {
         "total_return": float(track.equity[-1] / track.equity[0] - 1.0),
-        "annual_return": annual_return(track.equity, periods),
+        "annual_return": None if lost else annual_return(track.equity, periods),
         "sharpe": sharpe(returns, periods),
         "probabilistic_sharpe": probabilistic_sharpe(returns),
         "sortino": sortino(returns, periods),
-        "calmar": calmar(track.equity, periods),
+        "calmar": None if lost else calmar(track.equity, periods),
         "max_drawdown": max_drawdown(track.equity),
         "volatility": volatility(returns, periods),
-        "turnover": float(track.turnover.sum() / years),
+        "turnover": None if lost else float(track.turnover.sum() / years),
         "costs_paid": float(track.cost.sum()),
         "trades": float(len(track.trades)),
         "win_rate": float(np.mean(track.trades > 0.0)) if len(track.trades) else None,

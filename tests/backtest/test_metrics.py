@@ -158,6 +158,18 @@ def test_equity_that_was_lost_has_no_growth() -> None:
     assert metrics.max_drawdown(lost) > 1.0
 
 
+@pytest.mark.parametrize("end", [[-55.0, -280.0], [-55.0, 10.0], [0.0, 0.0]])
+def test_ruin_is_never_a_ratio(end: list[float]) -> None:
+    """From -55 to -280 is a return of +4: a ruined account once had a Sharpe ratio of 2.8."""
+    track = make_track(np.zeros(3), equity=np.array([100.0, 90.0, *end]))
+    got = metrics.summarise(track, 3_600)
+    for name in ("sharpe", "sortino", "calmar", "probabilistic_sharpe", "volatility", "annual_return", "turnover"):
+        assert got[name] is None, name
+    assert got["max_drawdown"] is not None
+    assert got["max_drawdown"] >= 1.0
+    assert got["total_return"] == end[-1] / 100.0 - 1.0
+
+
 def test_a_lucky_day_is_not_compounded_beyond_numbers() -> None:
     assert metrics.annual_return(np.array([1.0, 10.0]), 8_760) is None
     assert metrics.annual_return(np.array([1.0]), 8_760) is None
