@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from layer3 import contract
 from layer3.errors import ConfigurationError
 from layer3.types import Action, Regime
 
@@ -106,8 +107,9 @@ def load_synthetic(data: str, symbol: str) -> pd.DataFrame:
 
 def quality(risk_score: Floats, confidence: Floats, turbulent: NDArray[np.bool_]) -> Floats:
     """How much a signal is worth, in [-1.4, 1]: the planted rule, for simulator and oracle alike."""
-    tier = np.searchsorted([0.2, 0.4, 0.6], risk_score, side="left")
-    return np.asarray(_TIER_QUALITY[tier] * (0.5 + 0.5 * confidence) - _TURBULENCE_PENALTY * turbulent)
+    return np.asarray(
+        _TIER_QUALITY[contract.tier_of(risk_score) - 1] * (0.5 + 0.5 * confidence) - _TURBULENCE_PENALTY * turbulent
+    )
 
 
 def simulate(spec: MarketSpec) -> pd.DataFrame:

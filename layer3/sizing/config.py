@@ -234,8 +234,12 @@ def load_chain_config(path: Path) -> ChainConfig:
     ------
     ConfigurationError : no such file, not YAML, an unknown key, a wrong type, or a value out of range
     """
-    import yaml  # an extra: only who keeps a configuration file needs it
-
+    try:
+        import yaml  # an extra: only who keeps a configuration file needs it
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{path} needs PyYAML to be read, which is not installed: pip install pyyaml"
+        ) from error
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
