@@ -38,7 +38,7 @@ def deploy(
         raise ReleaseError(f"the verdict on policy {policy.model_id} is not passed: it is not released")
     if verdict.metadata.get("policy_sha256") != policy.manifest["policy_sha256"]:
         raise ReleaseError(f"the verdict is on another policy than {policy.model_id}: run evaluate and gate again")
-    result = release(Path(model.path), store=store, run_id=run_id)
+    result = release(Path(model.path), store=store, run_id=run_id, patience_seconds=60.0)
     released.uri = storage.join(store, "models", policy.model_id)
     released.metadata.update(
         {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import builtins
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -122,4 +123,7 @@ def _run(
         except BaseException:
             process.terminate()
             raise
-        return process.wait()
+        code = process.wait()
+        if code < 0:
+            file.write(f"The step's process was ended by {signal.Signals(-code).name}; is there enough memory?\n")
+        return code

@@ -180,8 +180,10 @@ def _note(log: Path | None) -> str:
 
 def _tail(log: Path | None) -> str:
     lines = _lines(log)
-    start = next((i for i in range(len(lines) - 1, -1, -1) if lines[i].startswith("Traceback")), 0)
-    return "\n".join(lines[start:][-_TAIL:]) or "it said nothing"
+    start = next((i for i in range(len(lines) - 1, -1, -1) if lines[i].startswith("Traceback")), None)
+    # Without a traceback the block in front is kfp's own print of the step's inputs.
+    said = [line for line in lines if line[0] not in "{} \t"] if start is None else lines[start:]
+    return "\n".join(said[-_TAIL:]) or "it said nothing"
 
 
 def _now() -> str:

@@ -13,11 +13,12 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import IO, Any, Final, Literal
 
 from layer3 import storage
 from layer3.agent.policy import Policy
@@ -175,10 +176,11 @@ def load_model(model_uri: str) -> Policy:
 
 
 @contextlib.contextmanager
-def exclusive(store: str) -> Iterator[None]:
+def exclusive(store: str, *, patience_seconds: float = 0.0) -> Iterator[None]:
     """Hold a local store's release lock; the kernel drops it when the process ends, however it ends.
 
-    A bucket has no such lock: there :func:`publish` compares the channel right before it writes.
+    Another's release is waited for at most ``patience_seconds``. A bucket has no such lock: there
+    :func:`publish` compares the channel right before it writes.
     """
     if storage.is_remote(store):
         yield
@@ -186,19 +188,28 @@ def exclusive(store: str) -> Iterator[None]:
     path = Path(store, CHANNEL[0], ".release.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise ReleaseError(
-                f"another release or rollback into {store} is under way (process {holder}): "
-                "wait until it has ended and run the command again"
-            ) from None
+        deadline = time.monotonic() + patience_seconds
+        while not _locked(file):
+            if time.monotonic() >= deadline:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise ReleaseError(
+                    f"another release or rollback into {store} is under way (process {holder}): "
+                    "wait until it has ended and run the command again"
+                )
+            time.sleep(0.05)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _store_of(channel_uri: str) -> str:

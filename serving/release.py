@@ -73,6 +73,7 @@ def release(
     run_id: str,
     port: int | None = None,
     health_seconds: float = HEALTH_SECONDS,
+    patience_seconds: float = 0.0,
     command: Sequence[str] = beside.SERVER,
     now: Callable[[], datetime] = channels.utc_now,
     clock: Callable[[], float] = time.monotonic,
@@ -82,13 +83,14 @@ def release(
 
     ``port`` is the candidate's loopback port (a free one by default), ``now`` dates the release,
     ``clock`` (seconds) times its steps, ``log`` gets a line as each step begins and ends.
-    A candidate that already serves is left alone, and the answer says so.
+    A candidate that already serves is left alone, and the answer says so. Another release into the
+    store is waited for at most ``patience_seconds``.
 
     Raises
     ------
     ReleaseError : a step failed; the message names it, why, and that the champion still serves
     """
-    with channels.exclusive(store):
+    with channels.exclusive(store, patience_seconds=patience_seconds):
         present = channels.read(store)
         progress = _Progress(present, clock, log)
         with progress.step("verify"):

@@ -22,14 +22,14 @@ import compile as compiler
 from layer3.agent.policy import load_policy
 from layer3.errors import ConfigurationError, PipelineError
 from layer3.version import source_sha256
-from pipelines import local
+from pipelines import local, observe, trace
 from pipelines.observe import Watcher, observed
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = ROOT.parent / "shared" / "data" / "BTC-USDT_1h.csv.gz"
-PLANTED = "synthetic:edge=3,bars=12000"
-NO_EDGE = "synthetic:no-edge,bars=12000"
-STEPS = "40960"
+PLANTED = "synthetic:default"
+NO_EDGE = "synthetic:no-edge"
+STEPS = "250000"
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,10 @@ def test_no_edge_is_rejected_and_the_champion_stays(rejected):
     assert code == 0
     assert manifest["verdict"]["passed"] is False
     assert manifest["branch"] == "reject"
+    # It is the evidence that says no: the candidate traded.
+    values = {criterion["name"]: criterion["value"] for criterion in manifest["verdict"]["criteria"]}
+    assert values["trades"] >= 30
+    assert values["sharpe"] is not None
     assert manifest["released"] is None
     assert statuses(manifest)["deploy"] == "SKIPPED"
     assert statuses(manifest)["reject"] == "SUCCEEDED"
@@ -215,7 +219,7 @@ def test_a_failing_step_shows_its_own_traceback_and_notify_still_runs(shop, caps
     error = capsys.readouterr().err
     assert "step 'Ingest candles' failed" in error
     assert "Traceback" in error
-    assert "layer3.errors.DataError: 2,500 bars" in error
+    assert "layer3.errors.DataError: synthetic:bars=2500: 2,500 bars" in error
     assert "/logs/ingest.log" in error
     assert manifest["status"] == "FAILED"
     assert statuses(manifest)["ingest"] == "FAILED"
@@ -256,7 +260,7 @@ def test_the_real_bitcoin_file(shop):
         (["--steps", "99999999999999"], "expected 2,048 (one rollout) to 1,000,000,000"),
         (["--data", ""], "no data named"),
         (["--threshold", "nan"], "threshold is nan"),
-        (["--webhook", "ftp://x"], "ftp://x"),
+        (["--sizing", "nowhere.yaml"], "nowhere.yaml"),
         (["--spec", "no.yaml"], "make compile"),
         (["--store", "gs://bucket/x"], "needs a local folder"),
         (["--store", str(ROOT / "README.md")], "name another folder"),
@@ -316,6 +320,14 @@ def test_a_run_that_is_stopped_says_so_and_leaves_no_process(tmp_path, spec, how
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             assert str(tmp_path).encode() not in path.read_bytes()
+
+
+def test_a_step_that_is_killed_says_by_what_and_not_what_kfp_printed(tmp_path):
+    log = tmp_path / "train.log"
+    code = 'import os; print("{\\n  \\"schemaTitle\\": 1\\n}\\nSteps 1", flush=True); os.kill(os.getpid(), 9)'
+    assert observe._run([sys.executable, "-c", code], {}, ROOT, log, lambda *_: None) == -9
+    said = trace._tail(log).splitlines()
+    assert said == ["Steps 1", "The step's process was ended by SIGKILL; is there enough memory?"]
 
 
 def test_a_flat_market_is_refused_by_name(tmp_path, spec):

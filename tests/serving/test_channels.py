@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -182,6 +184,24 @@ def test_one_at_a_time_in_one_store(tmp_path: Path) -> None:
             pass
     with channels.exclusive(str(tmp_path)):
         pass
+
+
+def test_a_short_release_of_another_is_waited_for(tmp_path: Path) -> None:
+    entered = threading.Event()
+
+    def hold() -> None:
+        with channels.exclusive(str(tmp_path)):
+            entered.set()
+            time.sleep(0.3)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    entered.wait(10)
+    with pytest.raises(ReleaseError, match="another release"), channels.exclusive(str(tmp_path), patience_seconds=0.1):
+        pass
+    with channels.exclusive(str(tmp_path), patience_seconds=30):
+        pass
+    other.join()
 
 
 # Models
