@@ -21,16 +21,17 @@ STORE ?= .
 HOST ?= 127.0.0.1
 PORT ?= 8080
 SIGNAL ?=
+SIZING ?=
 ENDPOINT ?= http://127.0.0.1:$(PORT)
 # Through the environment, so that no quote or space in a value can change a command.
-export DATA SYMBOL SEED STEPS THRESHOLD STORE HOST PORT SIGNAL ENDPOINT
+export DATA SYMBOL SEED STEPS THRESHOLD STORE HOST PORT SIGNAL SIZING ENDPOINT
 
 .PHONY: help install compile run-local serve size rollback release-status test lint format types imports check bench lock clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '\n  run-local takes DATA=FILE|gs://…|exchange:SYMBOL with SYMBOL=…, or MARKET=default|no-edge|edge=0.5,seed=3,\n'
-	@printf '  and SEED=, STEPS=, THRESHOLD=, STORE=. size takes SIGNAL=FILE.json. serve takes PORT= and HOST=.\n'
+	@printf '  and SEED=, STEPS=, THRESHOLD=, STORE=. size takes SIGNAL=FILE.json. Both take SIZING=FILE.yaml. serve takes PORT= and HOST=.\n'
 
 install: $(READY) ## create the environment in .venv
 
@@ -47,13 +48,13 @@ compile: $(READY) ## compile the pipelines to build/*.yaml
 	@$(BIN)/python compile.py
 
 run-local: compile ## run the compiled training pipeline on this machine
-	@$(BIN)/python -m pipelines.local --data="$$DATA" --symbol="$$SYMBOL" --seed="$$SEED" --steps="$$STEPS" --threshold="$$THRESHOLD" --store="$$STORE"
+	@$(BIN)/python -m pipelines.local --data="$$DATA" --symbol="$$SYMBOL" --seed="$$SEED" --steps="$$STEPS" --threshold="$$THRESHOLD" --store="$$STORE" $(if $(SIZING),--sizing="$$SIZING")
 
 serve: $(READY) ## serve the champion on http://127.0.0.1:8080
 	@MODEL_URI="$$STORE/channels/production.json" $(BIN)/python -m serving
 
 size: $(READY) ## size one signal (SIGNAL=FILE.json, or the built-in example)
-	@$(BIN)/python -m layer3.size --endpoint="$$ENDPOINT" --store="$$STORE" $(if $(SIGNAL),--input="$$SIGNAL")
+	@$(BIN)/python -m layer3.size --endpoint="$$ENDPOINT" --store="$$STORE" $(if $(SIGNAL),--input="$$SIGNAL") $(if $(SIZING),--config="$$SIZING")
 
 rollback: $(READY) ## put the champion before this one back into service
 	@$(BIN)/python -m serving.release rollback --store="$$STORE"

@@ -11,6 +11,7 @@ def ingest(
     data: str,
     symbol: str,
     data_version: str,
+    sizing: str,
     candles: dsl.Output[dsl.Dataset],
     features: dsl.Output[dsl.Dataset],
 ) -> None:
@@ -20,10 +21,11 @@ def ingest(
         data: Path or gs:// URI of a CSV or Parquet file, exchange:SYMBOL, or synthetic:NAME.
         symbol: Name of the market, for example BTC-USDT.
         data_version: What the data must be: a file's sha256, or the end of an exchange's window.
+        sizing: Text of a YAML file like config/sizing.yaml; the defaults where it is empty.
     """
     from layer3 import workflow
 
-    info = workflow.ingest(data, symbol, data_version, place(candles), place(features))
+    info = workflow.ingest(data, symbol, data_version, sizing, place(candles), place(features))
     candles.metadata.update(metadata(info))
     features.metadata.update(metadata(info))
     kind = "SYNTHETIC " if info["synthetic"] else ""

@@ -6,14 +6,13 @@ from components.image import BASE_IMAGE, IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, target_image=IMAGE)
-def notify(status: dsl.PipelineTaskFinalStatus, run_id: str, store: str, webhook: str) -> None:
-    """Write runs/<run id>/notification.json, one structured log line, and post to a webhook if there is one.
+def notify(status: dsl.PipelineTaskFinalStatus, run_id: str, store: str) -> None:
+    """Write runs/<run id>/notification.json and one structured log line.
 
     Args:
         run_id: This run.
         store: Folder or gs:// URI that holds runs/.
-        webhook: Address that takes a JSON body with a "text" (Slack and others), or nothing.
     """
     from layer3.notification import send
 
-    send(run_id, status.state, status.error_message, store=store, webhook=webhook)
+    send(run_id, status.state, status.error_message, store=store)

@@ -16,11 +16,12 @@ from layer3.agent.policy import Policy, load_policy, save_policy
 from layer3.backtest.engine import evaluate, run
 from layer3.backtest.metrics import summarise
 from layer3.backtest.record import KELLY_ONLY, POLICY, Evaluation
-from layer3.errors import DataError
+from layer3.errors import ConfigurationError, DataError
 from layer3.market import sources
 from layer3.market.candles import CandleReport
 from layer3.market.features import bars_of
 from layer3.market.splits import PURGE_HOURS, Splits, split
+from layer3.sizing.config import parse_chain_config
 from layer3.version import source_sha256
 
 if TYPE_CHECKING:
@@ -31,16 +32,27 @@ __all__ = ["fit", "ingest", "judge_policy", "load_candles", "splits_of"]
 SYNTHETIC_PREFIX = "synthetic:"
 
 
-def ingest(data: str, symbol: str, data_version: str, candles_path: Path, features_path: Path) -> dict[str, Any]:
+def ingest(
+    data: str, symbol: str, data_version: str, sizing: str, candles_path: Path, features_path: Path
+) -> dict[str, Any]:
     """Load, check and store candles; run features, signals and the sizing chain over them once.
 
-    ``data`` and ``data_version`` are as :func:`layer3.market.sources.load` takes them. Returns what
-    lineage needs: symbol, source, synthetic, period, sha256 of the candles file, every count of
-    repairs, where the signals came from. Too few bars to split are refused here, before anything trains.
+    ``data`` and ``data_version`` are as :func:`layer3.market.sources.load` takes them, except that data
+    which can change must be pinned by a version: this step may be served from a cache, which would
+    otherwise return old candles for a file that was replaced or a window that has moved on.
+    ``sizing`` is the text of a YAML file like ``config/sizing.yaml``. Returns what lineage needs:
+    symbol, source, synthetic, period, sha256 of the candles file, every count of repairs, where the
+    signals came from. Too few bars to split are refused here, before anything trains.
     """
+    if not data_version and not data.startswith(SYNTHETIC_PREFIX):
+        raise ConfigurationError(
+            f"{data} is not pinned: give data_version, from layer3.market.sources.version_of (a file's sha256, "
+            "or the end of an exchange's window)"
+        )
+    config = parse_chain_config(sizing, "sizing")
     frame, report = load_candles(data, symbol, data_version)
     frame.to_parquet(candles_path, index=False)
-    bars, signals = prepare(frame, symbol, report.interval_seconds)
+    bars, signals = prepare(frame, symbol, report.interval_seconds, config)
     synthetic = data.startswith(SYNTHETIC_PREFIX)
     info: dict[str, Any] = {
         **report.to_metadata(),
@@ -50,6 +62,7 @@ def ingest(data: str, symbol: str, data_version: str, candles_path: Path, featur
         "data_sha256": _sha256(candles_path),
         "data_version": data_version,
         "signals": signals,
+        "sizing_sha256": hashlib.sha256(sizing.encode()).hexdigest(),
         "code_version": source_sha256()[:12],
     }
     save_bars(features_path, bars, info)
@@ -117,6 +130,7 @@ def fit(
         "data": {
             "source": info["source"],
             "sha256": info["data_sha256"],
+            "sizing_sha256": info["sizing_sha256"],
             "start": _time(bars, splits.train.start),
             "end": _time(bars, splits.train.stop - 1),
             "interval_seconds": bars.interval_seconds,

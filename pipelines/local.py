@@ -20,7 +20,7 @@ import yaml
 from layer3 import storage, workflow
 from layer3.errors import ConfigurationError, HimariError, PipelineError
 from layer3.market import simulator, sources
-from layer3.notification import check_webhook
+from layer3.sizing.config import load_chain_config
 from layer3.workflow import SYNTHETIC_PREFIX
 from pipelines import spec as specs
 from pipelines.manifest import SCHEMA, write_manifest
@@ -80,6 +80,9 @@ def run(
         **provenance(root),
         "spec_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
+    # A run that is killed stays in the index as one that never said how it ended.
+    write_manifest(folder, manifest | trace.record() | {"status": "RUNNING"})
+    refresh_index(store / "runs")
     error = None
     try:
         _execute(spec, arguments, folder, root, trace, caching=caching)
@@ -163,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1, help="seed of the training (1)")
     parser.add_argument("--steps", type=int, default=250_000, help="environment steps of the training (250000)")
     parser.add_argument("--threshold", type=float, default=1.0, help="least annualised Sharpe ratio (1.0)")
-    parser.add_argument("--webhook", default="", help="address that is told how the run ended (none)")
+    parser.add_argument("--sizing", type=Path, help="settings of the sizing chain, like config/sizing.yaml (its own)")
     parser.add_argument("--store", default=str(ROOT), help="folder for runs/, models/, channels/ (the project)")
     parser.add_argument("--spec", type=Path, default=ROOT / "build" / "training.yaml", help="the compiled pipeline")
     parser.add_argument("--no-cache", action="store_true", help="run every step anew")
@@ -178,7 +181,6 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         raise ConfigurationError(f"threshold is {options.threshold}, expected a Sharpe ratio in [-100, 100]")
     if not 2_048 <= options.steps <= 10**9:
         raise ConfigurationError(f"steps is {options.steps:,}, expected 2,048 (one rollout) to 1,000,000,000")
-    check_webhook(options.webhook)
     data = options.data
     if not data.strip():
         raise ConfigurationError("no data named: DATA=FILE, DATA=exchange:SYMBOL, or MARKET=default")
@@ -199,7 +201,7 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         "train_steps": options.steps,
         "sharpe_threshold": options.threshold,
         "store": str(_store(options.store)),
-        "webhook": options.webhook,
+        "sizing": _sizing(options.sizing),
     }
 
 
@@ -208,6 +210,14 @@ def _store(name: str) -> Path:
     if storage.is_remote(name):
         raise ConfigurationError(f"{name} is a bucket, a run on this machine needs a local folder: STORE=…")
     return Path(name).resolve()
+
+
+def _sizing(path: Path | None) -> str:
+    """The file's text, checked here, so that the run's record holds the settings themselves."""
+    if path is None:
+        return ""
+    load_chain_config(path)
+    return path.read_text(encoding="utf-8")
 
 
 def _symbol_of(data: str) -> str:

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+import textwrap
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -103,6 +104,7 @@ def _run(manifest: dict[str, Any], folder: Path, runs_dir: Path) -> dict[str, An
         "texts": [item for view in views for item in view["outputs"] if item["text"]],
         "metrics": [item for view in views for item in view["outputs"] if item["metrics"]],
         "facts": [
+            ("Run", manifest["run_id"]),
             ("Started", f"{_date(when)} UTC"),
             *_pairs(parameters),
         ],
@@ -137,6 +139,7 @@ def _step(step: dict[str, Any], page_links: dict[str, str | None], runs_dir: Pat
     return {
         "name": step["name"],
         "title": step["display_name"] or step["name"],
+        "lines": textwrap.wrap(step["display_name"] or step["name"], 16, max_lines=2, placeholder="…"),
         "status": step["status"],
         "status_class": _status_class(step["status"]),
         "attempts": step["attempts"] or 0,
@@ -144,7 +147,7 @@ def _step(step: dict[str, Any], page_links: dict[str, str | None], runs_dir: Pat
         "after": step["depends_on"],
         "log": _href(log, runs_dir) if log else None,
         "error": _tail(step["error"]),
-        "in_parameters": _pairs(step["inputs"]["parameters"]),
+        "in_parameters": _pairs(_sorted(step["inputs"]["parameters"])),
         "inputs": [
             {
                 "name": name,
@@ -181,7 +184,7 @@ def _output(
         "page": kind == "system.HTML" and href is not None,
         "sha": (item["sha256"] or "")[:12],
         "size": _size(item["bytes"]),
-        "metadata": _pairs({key: value for key, value in metadata.items() if key not in numbers}),
+        "metadata": _pairs(_sorted({key: value for key, value in metadata.items() if key not in numbers})),
         "metrics": _metrics(numbers) if numbers else None,
         "text": _text(uri, runs_dir) if kind == "system.Markdown" else None,
     }
@@ -190,7 +193,7 @@ def _output(
 def _metrics(numbers: Mapping[str, float]) -> dict[str, Any]:
     """Numbers named ``<strategy>_<metric>`` as one table of all strategies, and any others as a list."""
     split: dict[str, dict[str, float | None]] = {}
-    others = dict(numbers)
+    others = _sorted(numbers)
     for strategy in STRATEGIES:
         for key in [key for key in others if key.startswith(f"{strategy}_")]:
             split.setdefault(strategy, {})[key.removeprefix(f"{strategy}_")] = others.pop(key)
@@ -267,6 +270,11 @@ def _first(parameters: Mapping[str, Any], *names: str) -> str:
 
 def _pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, _value(value)) for name, value in values.items()]
+
+
+def _sorted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """By name: what passed through KFP comes in another order each time."""
+    return dict(sorted(values.items()))
 
 
 def _value(value: Any) -> str:

@@ -23,7 +23,7 @@ def training(
     train_steps: int = 250_000,
     sharpe_threshold: float = 1.0,
     serving_image: str = "himari-serving:unset",
-    webhook: str = "",
+    sizing: str = "",
 ) -> None:
     """From candles to a served policy.
 
@@ -43,14 +43,14 @@ def training(
         train_steps: Environment steps of the training.
         sharpe_threshold: Least annualised Sharpe ratio that the gate asks.
         serving_image: Image that serves policies, for the model registry.
-        webhook: Where notify posts its message; nothing by default.
+        sizing: Text of a YAML file like config/sizing.yaml; the defaults where it is empty.
     """
     run_id = dsl.PIPELINE_JOB_NAME_PLACEHOLDER
-    last_word = notify(run_id=run_id, store=store, webhook=webhook)
+    last_word = notify(run_id=run_id, store=store)
     last_word.set_display_name("Notify").set_caching_options(False)
 
     with dsl.ExitHandler(last_word, name="workflow"):
-        ingested = ingest(data=data, symbol=symbol, data_version=data_version)
+        ingested = ingest(data=data, symbol=symbol, data_version=data_version, sizing=sizing)
         ingested.set_display_name("Ingest candles")
 
         trained = train(features=ingested.outputs["features"], seed=seed, steps=train_steps)

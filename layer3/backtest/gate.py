@@ -49,7 +49,7 @@ def judge(evaluation: Evaluation, limits: Limits | None = None) -> Verdict:
     limits = limits or Limits()
     policy, kelly = evaluation.metrics[POLICY], evaluation.metrics[KELLY_ONLY]
     own, base = policy["sharpe"], kelly["sharpe"]
-    # A Kelly track without any spread held nothing: it is as good as cash, whose ratio counts as 0.
+    # A Kelly track without a ratio held nothing, or lost everything: as good as cash at best, whose ratio is 0.
     difference = None if own is None else own - (base or 0.0)
     criteria = (
         _criterion("sharpe", own, ">=", limits.sharpe, "Annualised Sharpe ratio {v:.2f}, at least {x:.2f} asked."),

@@ -148,10 +148,9 @@ def _check(evaluation: Evaluation) -> None:
 
 def _interval_ns(evaluation: Evaluation) -> int:
     seconds = evaluation.context.get("interval_seconds")
-    if isinstance(seconds, int | float) and seconds > 0:
-        return round(seconds * 1e9)
-    steps = np.diff(evaluation.timestamps)
-    return max(int(np.median(steps)), 1) if len(steps) else 3_600_000_000_000
+    if not isinstance(seconds, int | float) or not seconds > 0:
+        raise EvaluationError(f"the evaluation's interval_seconds is {seconds!r}, expected the length of a bar")
+    return round(seconds * 1e9)
 
 
 def _name(track: str) -> str:

@@ -67,10 +67,6 @@ METRICS: Final[Mapping[str, Quantity]] = {
     "costs_paid": Quantity("Costs paid", "money", "commission and slippage, in currency", "Trading"),
 }
 _CRITERIA: Final[Mapping[str, Quantity]] = {
-    "maximum_drawdown": METRICS["max_drawdown"],
-    "number_of_trades": METRICS["trades"],
-    "probabilistic_sharpe_ratio": METRICS["probabilistic_sharpe"],
-    "sharpe_ratio": METRICS["sharpe"],
     "versus_kelly": Quantity("Sharpe ratio against Kelly only", "ratio"),
     "not_constant": Quantity("Policy is not constant", "probability"),
 }

@@ -69,7 +69,8 @@ class MarketSpec:
             raise ConfigurationError(f"seed is {self.seed}, expected an integer in [0, 2^32)")
 
 
-PRESETS: Final = {"default": MarketSpec(), "no-edge": MarketSpec(edge=0.0)}
+#: The market without an edge is one on which the chain goes on trading, so that it is the gate that says no.
+PRESETS: Final = {"default": MarketSpec(), "no-edge": MarketSpec(edge=0.0, seed=2)}
 
 
 def parse(name: str) -> MarketSpec:

@@ -26,6 +26,7 @@ __all__ = [
     "RegimeConfig",
     "SentimentConfig",
     "load_chain_config",
+    "parse_chain_config",
 ]
 
 _INF = math.inf
@@ -232,24 +233,39 @@ def load_chain_config(path: Path) -> ChainConfig:
 
     Raises
     ------
-    ConfigurationError : no such file, not YAML, an unknown key, a wrong type, or a value out of range
+    ConfigurationError : no such file, or as :func:`parse_chain_config`
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"cannot read the sizing configuration {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is not YAML: {error}") from error
+    return parse_chain_config(text, str(path))
+
+
+def parse_chain_config(text: str, origin: str) -> ChainConfig:
+    """The configuration that a YAML document gives; what it leaves out keeps its default.
+
+    Raises
+    ------
+    ConfigurationError : not YAML, an unknown key, a wrong type, or a value out of range; ``origin``
+        says where the text came from
     """
     try:
         import yaml  # an extra: only who keeps a configuration file needs it
     except ImportError as error:
         raise ConfigurationError(
-            f"{path} needs PyYAML to be read, which is not installed: pip install pyyaml"
+            f"{origin} needs PyYAML to be read, which is not installed: pip install pyyaml"
         ) from error
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"cannot read the sizing configuration {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{origin} is not YAML: {' '.join(str(error).split())}") from error
     try:
         return _build(ChainConfig(), {} if document is None else document, "")
     except ConfigurationError as error:
-        raise ConfigurationError(f"{path}: {error}") from error
+        raise ConfigurationError(f"{origin}: {error}") from error
 
 
 def _build(default: _T, values: object, where: str) -> _T:

@@ -148,11 +148,17 @@ def test_short_and_flat_records(bars: int, flat: bool) -> None:
 def test_a_ruined_account_and_a_context_without_anything() -> None:
     evaluation = make_evaluation(100)
     ruined = dataclasses.replace(evaluation.tracks[POLICY], equity=np.r_[np.linspace(1e5, 0, 50), np.zeros(51)])
-    bare = Evaluation(evaluation.timestamps, {POLICY: ruined}, {}, {})
+    bare = Evaluation(evaluation.timestamps, {POLICY: ruined}, {}, {"interval_seconds": 3_600})
     page = Page(render_tear_sheet(bare, make_verdict(criteria=0)))
     assert "unnamed market" in page.text
     assert page.text.count("n/a") >= 13
     assert "n/a" in render_verdict_markdown(bare, make_verdict(criteria=0))
+
+
+def test_a_record_without_the_length_of_a_bar_is_refused() -> None:
+    evaluation = dataclasses.replace(make_evaluation(100), context={})
+    with pytest.raises(EvaluationError, match="interval_seconds is None"):
+        render_tear_sheet(evaluation, make_verdict())
 
 
 def test_missing_metrics_read_not_available_and_unknown_ones_are_shown() -> None:

@@ -47,7 +47,7 @@ def chain(tmp_path_factory):
         "verdict": box.artifact(dsl.Markdown, "verdict"),
         "tear_sheet": box.artifact(dsl.HTML, "tear_sheet"),
     }
-    ingest.python_func("synthetic:bars=6000,edge=3", "SYNTH-USD", "", out["candles"], out["features"])
+    ingest.python_func("synthetic:bars=6000,edge=3", "SYNTH-USD", "", "", out["candles"], out["features"])
     train.python_func(out["features"], 1, 8_192, out["model"], out["train_metrics"])
     evaluate.python_func(out["features"], out["model"], out["evaluation"], out["metrics"])
     out["passed"] = gate.python_func(out["evaluation"], -100.0, out["verdict"], out["tear_sheet"])
@@ -163,7 +163,7 @@ def test_reject_says_which_criteria_failed(chain):
 
 def test_notify_writes_how_the_run_ended(tmp_path, capsys):
     status = dsl.PipelineTaskFinalStatus("FAILED", "job", "workflow", 9, "train broke")
-    notify.python_func(status, "run-3", str(tmp_path), "")
+    notify.python_func(status, "run-3", str(tmp_path))
     told = json.loads((tmp_path / "runs" / "run-3" / "notification.json").read_text())
     assert told == {"run_id": "run-3", "state": "FAILED", "error": "train broke"}
     line = json.loads(capsys.readouterr().out)

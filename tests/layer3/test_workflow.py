@@ -17,7 +17,8 @@ from layer3.agent.policy import load_policy
 from layer3.backtest.engine import run
 from layer3.backtest.gate import judge
 from layer3.backtest.record import BUY_AND_HOLD, FLAT, KELLY_ONLY, POLICY
-from layer3.errors import DataError, HimariError
+from layer3.errors import ConfigurationError, DataError, HimariError
+from layer3.market import sources
 from layer3.version import source_sha256
 from layer3.workflow import fit, ingest, judge_policy, splits_of
 
@@ -28,7 +29,7 @@ STEPS = 4_096
 def market(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("market")
     data = "synthetic:edge=1,bars=4200,seed=2"
-    info = ingest(data, "SYNTH-USD", "", folder / "candles.parquet", folder / "features.parquet")
+    info = ingest(data, "SYNTH-USD", "", "", folder / "candles.parquet", folder / "features.parquet")
     return folder, info
 
 
@@ -67,7 +68,7 @@ def test_ingest_says_what_lineage_needs(market: tuple[Path, dict[str, Any]]) -> 
 
 def test_ingest_is_repeatable_to_the_byte(market: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     again = ingest(
-        "synthetic:edge=1,bars=4200,seed=2", "SYNTH-USD", "", tmp_path / "candles.parquet", tmp_path / "f.parquet"
+        "synthetic:edge=1,bars=4200,seed=2", "SYNTH-USD", "", "", tmp_path / "candles.parquet", tmp_path / "f.parquet"
     )
     assert again == market[1]
     assert (tmp_path / "f.parquet").read_bytes() == (market[0] / "features.parquet").read_bytes()
@@ -76,8 +77,30 @@ def test_ingest_is_repeatable_to_the_byte(market: tuple[Path, dict[str, Any]], t
 def test_a_real_file_is_not_called_synthetic(market: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     path = tmp_path / "BTC-USDT_1h.csv.gz"
     pd.read_parquet(market[0] / "candles.parquet").to_csv(path, index=False)
-    info = ingest(str(path), "BTC-USDT", "", tmp_path / "candles.parquet", tmp_path / "features.parquet")
+    where = (tmp_path / "candles.parquet", tmp_path / "features.parquet")
+    info = ingest(str(path), "BTC-USDT", sources.version_of(str(path)), "", *where)
     assert (info["synthetic"], info["source"], info["rows"]) == (False, str(path), 4_200)
+
+
+def test_what_may_change_must_be_pinned(tmp_path: Path) -> None:
+    """Ingest may be served from a cache: an unpinned file or window would come back stale."""
+    for data in ("candles.csv", "gs://bucket/candles.csv", "coinbase:BTC-USD"):
+        with pytest.raises(ConfigurationError, match="not pinned"):
+            ingest(data, "BTC-USD", "", "", tmp_path / "c", tmp_path / "f")
+
+
+def test_the_sizing_settings_reach_the_base_fraction(market: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    where = (tmp_path / "c.parquet", tmp_path / "f.parquet")
+    text = "allow_shorts: false\nmax_exposure: 0.25\n"
+    info = ingest("synthetic:edge=1,bars=4200,seed=2", "SYNTH-USD", "", text, *where)
+    usual, _ = load_bars(market[0] / "features.parquet")
+    bars, _ = load_bars(where[1])
+    assert usual.direction.min() == -1
+    assert bars.direction.min() == 0
+    assert 0.0 < bars.base_fraction.max() <= 0.25 < usual.base_fraction.max()
+    assert info["sizing_sha256"] != market[1]["sizing_sha256"]
+    with pytest.raises(ConfigurationError, match="allow_short"):
+        ingest("synthetic:bars=4200", "SYNTH-USD", "", "allow_short: false", *where)
 
 
 def test_the_split_is_by_time_with_a_week_between(market: tuple[Path, dict[str, Any]]) -> None:
@@ -99,6 +122,7 @@ def test_the_manifest_says_how_the_policy_came_to_be(
     assert manifest["data"] == {
         "source": info["source"],
         "sha256": info["data_sha256"],
+        "sizing_sha256": info["sizing_sha256"],
         "start": "2022-01-01T00:00:00+00:00",
         "end": f"{np.datetime64(last, 'ns').astype('datetime64[s]')}+00:00",
         "interval_seconds": 3_600,
@@ -180,7 +204,7 @@ def test_judging_walks_the_test_part_once(
 
 def test_too_little_history_is_refused_with_what_it_takes(market: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"3,000 bars give .* supply at least 4,003 bars"):
-        ingest("synthetic:bars=3000", "SYNTH-USD", "", tmp_path / "c.parquet", tmp_path / "f.parquet")
+        ingest("synthetic:bars=3000", "SYNTH-USD", "", "", tmp_path / "c.parquet", tmp_path / "f.parquet")
     assert not (tmp_path / "f.parquet").exists()
     bars, info = load_bars(market[0] / "features.parquet")
     short = Bars(**{field.name: getattr(bars, field.name)[:4_002] for field in dataclasses.fields(Bars)})
