@@ -212,6 +212,19 @@ def test_a_rejected_and_a_failed_run(tmp_path: Path) -> None:
     assert html.count('<details class="run" open>') == 1
 
 
+def test_facts_are_in_the_order_of_their_names_and_a_long_title_is_whole(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    step = manifest["steps"][0]
+    step["display_name"] = "Evaluate on held-out data"
+    step["inputs"]["parameters"] = {"symbol": "S", "data": "D"}
+    write_manifest(folder, manifest)
+    html, page = read(tmp_path)
+    assert "data D symbol S" in page.text
+    assert ">Evaluate on</text>" in html
+    assert ">held-out data</text>" in html
+
+
 def test_the_tear_sheet_opens_as_a_page(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
     _, page = read(tmp_path)
