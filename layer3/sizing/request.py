@@ -173,8 +173,10 @@ def _known(found: Mapping[str, Any], names: tuple[str, ...], where: str) -> None
 
 
 def _text(value: object, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where} is {value!r}, expected a name")
+    if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > 100:
+        shown = repr(value)
+        shown = shown if len(shown) <= 110 else f"{shown[:107]}..."
+        raise DataError(f"{where} is {shown}, expected a name of at most 100 printable characters")
     return value
 
 

@@ -210,6 +210,8 @@ def refused(capsys: pytest.CaptureFixture[str], path: Path) -> str:
         ({"signal__regime": 3}, "signal.regime is 3, expected one of trending_up"),
         ({"signal__timestamp_ns": 1.5}, "signal.timestamp_ns is 1.5, expected a whole number"),
         ({"signal__symbol": ""}, "signal.symbol is '', expected a name"),
+        ({"signal__symbol": "BTC\x1b[31m"}, r"signal.symbol is 'BTC\x1b[31m', expected a name of at most 100"),
+        ({"signal__strategy_id": "x" * 5_000}, "expected a name of at most 100 printable characters"),
         ({"signal__confidense": 0.5}, "unknown field 'signal.confidense'; did you mean 'confidence'?"),
         ({"signal__expected_return": 10**400}, "signal.expected_return is too large"),
         ({"cascade__onchain_whale_pressure": 7}, "cascade.onchain_whale_pressure is 7.0, expected a number in [0, 1]"),
