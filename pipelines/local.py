@@ -260,6 +260,8 @@ def _conclude(manifest: Mapping[str, Any], store: Path) -> None:
     if manifest["synthetic"]:
         print("SYNTHETIC market: this run shows that the workflow works, and says nothing about real trading.")
     folder = store / "runs"
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
     print(f"\nRun in {manifest['seconds']:.1f} s")
     print(f"  tear sheet  {folder / manifest['run_id'] / 'tear_sheet.html'}")
     print(f"  all runs    {folder / 'index.html'}")

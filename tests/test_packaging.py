@@ -1,6 +1,7 @@
 """What each extra brings along, and what a process that serves may import."""
 
 import importlib.metadata
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,3 +84,18 @@ def test_every_package_marker_is_empty():
     for package in ("components", "layer3", "pipelines", "serving"):
         for marker in (ROOT / package).rglob("__init__.py"):
             assert marker.read_text() == "", marker
+
+
+def test_the_readme_is_finished_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text()
+    assert "@@" not in text
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert links
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
+def test_every_make_target_in_the_readme_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"make ([a-z][a-z-]+)", (ROOT / "README.md").read_text()))
+    assert named <= targets
+    assert {"run-local", "test", "serve", "size", "rollback"} <= named
