@@ -60,7 +60,7 @@ METRICS: Final[Mapping[str, Quantity]] = {
     "probabilistic_sharpe": Quantity(
         "Probabilistic Sharpe ratio", "probability", "probability that Sharpe is above 0", "Return for the risk taken"
     ),
-    "multiplier_sd": Quantity("Spread of the multiplier", "probability", "standard deviation", "Trading"),
+    "multiplier_sd": Quantity("Spread of the multiplier", "ratio", "standard deviation", "Trading"),
     "trades": Quantity("Closed trades", "count", "round trips", "Trading"),
     "win_rate": Quantity("Win rate", "percent", "of closed trades", "Trading"),
     "turnover": Quantity("Turnover", "multiple", "equity per year", "Trading"),
@@ -68,7 +68,7 @@ METRICS: Final[Mapping[str, Quantity]] = {
 }
 _CRITERIA: Final[Mapping[str, Quantity]] = {
     "versus_kelly": Quantity("Sharpe ratio against Kelly only", "ratio"),
-    "not_constant": Quantity("Policy is not constant", "probability"),
+    "not_constant": Quantity("Policy is not constant", "ratio"),
 }
 _CONTEXT: Final[Mapping[str, str]] = {
     "symbol": "Market",
@@ -102,6 +102,8 @@ def format_number(value: float | None, kind: Kind, *, signed: bool = False, digi
     """
     if value is None or not math.isfinite(value):
         return MISSING
+    if kind == "probability" and digits is None and 0.9995 <= value < 1.0:
+        return "> 0.999"  # no estimate from a finite record is a certainty
     scaled = value * 100.0 if kind == "percent" else value
     if kind == "number" and digits is None:
         text = f"{scaled:+.4g}" if signed else f"{scaled:.4g}"
