@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import hashlib
 import secrets
+import shlex
 import signal
 import sys
 import tempfile
@@ -253,8 +254,10 @@ def _conclude(manifest: Mapping[str, Any], store: Path) -> None:
     for criterion in verdict["criteria"]:
         print(f"  {'pass' if criterion['passed'] else 'FAIL'}  {criterion['name']:<21} {criterion['sentence']}")
     print()
+    there = "" if store == ROOT else f" STORE={shlex.quote(str(store))}"
     if manifest["released"]:
-        print(f"RELEASED {manifest['released']['model_id']}: `make serve` serves it, `make rollback` takes it back.")
+        model = manifest["released"]["model_id"]
+        print(f"RELEASED {model}: `make serve{there}` serves it, `make rollback{there}` takes it back.")
     else:
         print("REJECTED: nothing was released; what serves is unchanged.")
     if manifest["synthetic"]:

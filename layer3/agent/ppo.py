@@ -388,5 +388,6 @@ def _check_learnable(bars: Bars, window: range) -> None:
     if not np.any(bars.base_fraction[part] * bars.direction[part]):
         raise TrainingError(
             f"the sizing chain holds nothing on all {len(window):,} bars of the training period, so no multiplier "
-            "matters: check the signals (all HOLD? confidence or expected return too low?)"
+            "matters: check the signals (all HOLD? confidence or expected return too low?), or give a longer "
+            "history: the baseline needs 30 days before it speaks"
         )

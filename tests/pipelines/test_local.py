@@ -183,6 +183,7 @@ def test_a_second_run_with_nothing_changed_is_served_from_the_cache(passed, shop
     printed = capsys.readouterr().out
     assert "cached" in printed
     assert "RELEASED" in printed
+    assert f"`make serve STORE={shop.folder}` serves it" in printed
     assert "\r" not in printed
     assert second["steps"][0]["outputs"] == first["steps"][0]["outputs"]
 
