@@ -71,7 +71,8 @@ def ingest(
 
 def load_candles(data: str, symbol: str, data_version: str) -> tuple[pd.DataFrame, CandleReport]:
     """Candles that pass every check (:func:`layer3.market.sources.load`), and are enough to split."""
-    frame, report = sources.load(data, symbol, version=data_version)
+    # How many rows it takes to split says the split itself, which knows the bars' length.
+    frame, report = sources.load(data, symbol, version=data_version, min_rows=2)
     try:
         _split(report.rows, report.interval_seconds)
     except DataError as error:

@@ -20,7 +20,7 @@ import yaml
 
 from layer3 import storage, workflow
 from layer3.errors import ConfigurationError, HimariError, PipelineError
-from layer3.market import simulator, sources
+from layer3.market import exchange, simulator, sources
 from layer3.sizing.config import load_chain_config
 from layer3.workflow import SYNTHETIC_PREFIX
 from pipelines import spec as specs
@@ -89,6 +89,9 @@ def run(
         _execute(spec, arguments, folder, root, trace, caching=caching)
     except RuntimeError as failure:
         error = trace.failure() or str(failure)
+    except KeyboardInterrupt:
+        error = "stopped by Ctrl-C or SIGTERM before it had ended"
+        raise
     except BaseException as failure:
         error = f"{type(failure).__name__}: {failure}" if str(failure) else type(failure).__name__
         raise
@@ -192,8 +195,10 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
     if data.startswith(SYNTHETIC_PREFIX):
         simulator.named(data, symbol)
     elif Path(data).exists():
-        # A file that ingest would refuse is refused here, in one sentence and before a run begins.
+        # What ingest would refuse is refused here, in one sentence and before a run begins.
         workflow.load_candles(data, symbol, version)
+    elif not data.startswith("gs://"):
+        exchange.connect(data.partition(":")[0]).close()
     return {
         "data": data,
         "symbol": symbol,

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from layer3 import storage
 from layer3.errors import ConfigurationError, DataError, SourceError
 from layer3.market import exchange
-from layer3.market.candles import CandleReport, check
+from layer3.market.candles import MIN_ROWS, CandleReport, check
 
 __all__ = ["COMPRESSIONS", "FORMATS", "load", "utc_now", "version_of"]
 
@@ -76,6 +76,7 @@ def load(
     connect: Callable[[str], exchange.Exchange] = exchange.connect,
     cache: Path | None = None,
     sleep: Callable[[float], object] = time.sleep,
+    min_rows: int = MIN_ROWS,
 ) -> tuple[pd.DataFrame, CandleReport]:
     """Read candles and check them (:func:`layer3.market.candles.check`).
 
@@ -88,6 +89,7 @@ def load(
     version : from :func:`version_of`; empty takes the data as they are now
     now, connect, cache, sleep : the clock, and for an exchange how to reach it, where its pages are
         kept (by default below the user's cache folder), and how to wait between attempts
+    min_rows : fewest rows
 
     Raises
     ------
@@ -118,7 +120,7 @@ def load(
         from layer3.market.simulator import load_synthetic
 
         frame = load_synthetic(data, symbol)
-    return check(frame, data)
+    return check(frame, data, min_rows=min_rows)
 
 
 def _parse(data: str) -> tuple[str, str, str]:

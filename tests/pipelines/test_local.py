@@ -255,6 +255,7 @@ def test_the_real_bitcoin_file(shop):
         (["--data", "synthetic:edge=much"], "edge"),
         (["--data", "nowhere.csv", "--symbol", "X"], "nowhere.csv"),
         (["--data", str(ROOT / "README.md"), "--symbol", "X"], "README.md"),
+        (["--data", "coinbas:BTC-USD"], "did you mean coinbase"),
         (["--symbol", "BTC-USDT"], "the data are synthetic"),
         (["--seed", "-1"], "seed is -1"),
         (["--steps", "10"], "steps is 10"),
@@ -317,7 +318,7 @@ def test_a_run_that_is_stopped_says_so_and_leaves_no_process(tmp_path, spec, how
     assert "stopped" in said
     (manifest,) = (json.loads(path.read_text()) for path in tmp_path.glob("runs/*/manifest.json"))
     assert manifest["status"] == "FAILED"
-    assert "KeyboardInterrupt" in manifest["error"]
+    assert "stopped by Ctrl-C or SIGTERM" in manifest["error"]
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             assert str(tmp_path).encode() not in path.read_bytes()
