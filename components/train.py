@@ -51,6 +51,8 @@ def train(
         Path(features.path), place(model), seed=seed, steps=steps, device=device, on_progress=tell
     )
     log_metrics(metrics, figures)
-    kept = {name: value for name, value in policy.manifest.items() if name not in {"golden", "metrics", "training"}}
+    kept = {
+        name: value for name, value in policy.manifest.items() if name not in {"golden", "metrics", "normalisation"}
+    }
     model.metadata.update(metadata({**kept, "device": device, "framework": "numpy + safetensors"}))
     print(f"Policy {policy.model_id}, {steps:,} steps on {device}")

@@ -134,6 +134,8 @@ def save_policy(
             "distribution": "beta on [0, 2]",
             "observation_clip": OBSERVATION_CLIP,
         },
+        # For readers; what is used are the tensors of the same names.
+        "normalisation": {name: [float(v) for v in weights[name]] for name in ("mean", "std")},
     }
     manifest["golden"] = golden_pairs(Policy(weights, manifest), states)
     text = json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False)

@@ -55,6 +55,8 @@ def test_a_saved_policy_comes_back_and_answers_the_same(saved: Path) -> None:
     assert loaded.manifest["contract"] == contract.VERSION
     assert loaded.manifest["architecture"]["layers"] == [16, 8, 8, 2]
     assert len(loaded.manifest["golden"]) == GOLDEN_PAIRS == 32
+    for name in ("mean", "std"):
+        np.testing.assert_array_equal(np.float32(loaded.manifest["normalisation"][name]), loaded.tensors[name])
     digest = hashlib.sha256((saved / "policy.safetensors").read_bytes()).hexdigest()
     assert loaded.manifest["policy_sha256"] == digest
     assert loaded.model_id == f"synthetic-20221231-{digest[:12]}"
