@@ -11,18 +11,18 @@ READY := $(VENV)/.ready
 # Where pip looks for torch first; empty means wherever it looks for everything.
 TORCH_INDEX ?=
 
-MARKET ?= default
-DATA ?= synthetic:$(MARKET)
-SYMBOL ?=
-SEED ?= 1
-STEPS ?= 250000
-THRESHOLD ?= 1.0
-STORE ?= .
-HOST ?= 127.0.0.1
-PORT ?= 8080
-SIGNAL ?=
-SIZING ?=
-ENDPOINT ?= http://127.0.0.1:$(PORT)
+MARKET = default
+DATA = synthetic:$(MARKET)
+SYMBOL =
+SEED = 1
+STEPS = 250000
+THRESHOLD = 1.0
+STORE = .
+HOST = 127.0.0.1
+PORT = 8080
+SIGNAL =
+SIZING =
+ENDPOINT = http://127.0.0.1:$(PORT)
 # Through the environment, so that no quote or space in a value can change a command.
 export DATA SYMBOL SEED STEPS THRESHOLD STORE HOST PORT SIGNAL SIZING ENDPOINT
 
