@@ -146,10 +146,10 @@ def rollback(store: str, *, now: Callable[[], datetime] = utc_now) -> Channel:
     ------
     ReleaseError : nothing serves, there is no previous model, or it does not load; nothing was changed
     """
+    # Looked at before the lock too, whose file would make a store out of a mistyped address.
+    _present(store)
     with exclusive(store):
-        channel = read(store)
-        if channel is None:
-            raise ReleaseError(f"nothing serves in {store} yet: there is nothing to roll back")
+        channel = _present(store)
         target = rolled_back(channel, _iso(now()))
         try:
             _load_champion(store, target.champion)
@@ -158,6 +158,13 @@ def rollback(store: str, *, now: Callable[[], datetime] = utc_now) -> Channel:
                 f"cannot go back to {target.champion.model_id}: {error}; {channel.champion.model_id} still serves"
             ) from error
         return _write(store, target)
+
+
+def _present(store: str) -> Channel:
+    channel = read(store)
+    if channel is None:
+        raise ReleaseError(f"nothing serves in {store} yet: there is nothing to roll back")
+    return channel
 
 
 def load_model(model_uri: str) -> Policy:

@@ -177,6 +177,7 @@ def test_a_channel_changed_by_someone_else_is_not_overwritten(tmp_path: Path) ->
 
 
 def test_one_at_a_time_in_one_store(tmp_path: Path) -> None:
+    channels.publish(str(tmp_path), champion("a"), expected=None)
     with channels.exclusive(str(tmp_path)):
         with pytest.raises(ReleaseError, match=rf"another release .*process {os.getpid()}\): .*run the command again"):
             channels.rollback(str(tmp_path))
@@ -260,3 +261,9 @@ def test_a_bucket_that_refuses_is_a_source_error(monkeypatch: pytest.MonkeyPatch
             channels.read("gs://bucket")
     with pytest.raises(ConfigurationError):
         channels.read("s3://bucket")
+
+
+def test_a_rollback_at_a_mistyped_address_makes_no_store(tmp_path: Path) -> None:
+    with pytest.raises(ReleaseError, match="nothing serves in"):
+        channels.rollback(str(tmp_path / "nowhere"))
+    assert list(tmp_path.iterdir()) == []
