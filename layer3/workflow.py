@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["fit", "ingest", "judge_policy", "load_candles", "splits_of"]
 
-SYNTHETIC_PREFIX = "synthetic:"
-
 
 def ingest(
     data: str, symbol: str, data_version: str, sizing: str, candles_path: Path, features_path: Path
@@ -44,7 +42,8 @@ def ingest(
     symbol, source, synthetic, period, sha256 of the candles file, every count of repairs, where the
     signals came from. Too few bars to split are refused here, before anything trains.
     """
-    if not data_version and not data.startswith(SYNTHETIC_PREFIX):
+    synthetic = sources.is_synthetic(data)
+    if not data_version and not synthetic:
         raise ConfigurationError(
             f"{data} is not pinned: give data_version, from layer3.market.sources.version_of (a file's sha256, "
             "or the end of an exchange's window)"
@@ -53,7 +52,6 @@ def ingest(
     frame, report = load_candles(data, symbol, data_version)
     frame.to_parquet(candles_path, index=False)
     bars, signals = prepare(frame, symbol, report.interval_seconds, config)
-    synthetic = data.startswith(SYNTHETIC_PREFIX)
     info: dict[str, Any] = {
         **report.to_metadata(),
         "symbol": symbol,

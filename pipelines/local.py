@@ -22,7 +22,6 @@ from layer3 import storage, workflow
 from layer3.errors import ConfigurationError, HimariError, PipelineError
 from layer3.market import exchange, simulator, sources
 from layer3.sizing.config import load_chain_config
-from layer3.workflow import SYNTHETIC_PREFIX
 from pipelines import spec as specs
 from pipelines.manifest import SCHEMA, write_manifest
 from pipelines.observe import observed
@@ -68,16 +67,16 @@ def run(
         (folder / "logs").mkdir(parents=True)
     except OSError as error:
         raise ConfigurationError(f"cannot make {folder} ({error.strerror}): name another folder, STORE=…") from error
-    data = str(arguments.get("data", ""))
-    print(f"Run {run_id}: {arguments.get('symbol', '')} from {data}, seed {arguments.get('seed', 1)}")
+    parameters = specs.defaults(spec) | arguments
+    print(f"Run {run_id}: {parameters['symbol']} from {parameters['data']}, seed {parameters['seed']}")
     trace = Trace(specs.leaves(spec), store, live=live)
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "run_id": run_id,
         "pipeline": name,
         "started": started.isoformat(timespec="milliseconds"),
-        "parameters": dict(arguments),
-        "synthetic": data.startswith(SYNTHETIC_PREFIX),
+        "parameters": parameters,
+        "synthetic": sources.is_synthetic(parameters["data"]),
         **provenance(root),
         "spec_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
@@ -87,14 +86,11 @@ def run(
     error = None
     try:
         _execute(spec, arguments, folder, root, trace, caching=caching)
-    except RuntimeError as failure:
-        error = trace.failure() or str(failure)
-    except KeyboardInterrupt:
-        error = "stopped by Ctrl-C or SIGTERM before it had ended"
-        raise
     except BaseException as failure:
-        error = f"{type(failure).__name__}: {failure}" if str(failure) else type(failure).__name__
-        raise
+        error = _why(failure, trace)
+        # kfp says that a step failed with a bare RuntimeError; the step's own words are raised below instead.
+        if not isinstance(failure, RuntimeError):
+            raise
     finally:
         ended = datetime.now(UTC)
         manifest |= trace.record()
@@ -109,6 +105,14 @@ def run(
     if error:
         raise PipelineError(f"run {run_id} failed: {error}")
     return manifest
+
+
+def _why(failure: BaseException, trace: Trace) -> str:
+    if isinstance(failure, RuntimeError):
+        return trace.failure() or str(failure)
+    if isinstance(failure, KeyboardInterrupt):
+        return "stopped by Ctrl-C or SIGTERM before it had ended"
+    return f"{type(failure).__name__}: {failure}"
 
 
 def _execute(
@@ -192,7 +196,7 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         data = str(Path(data).resolve())
     symbol = options.symbol or _symbol_of(data)
     version = sources.version_of(data)
-    if data.startswith(SYNTHETIC_PREFIX):
+    if sources.is_synthetic(data):
         simulator.named(data, symbol)
     elif Path(data).exists():
         # What ingest would refuse is refused here, in one sentence and before a run begins.
@@ -227,7 +231,7 @@ def _sizing(path: Path | None) -> str:
 
 
 def _symbol_of(data: str) -> str:
-    if data.startswith(SYNTHETIC_PREFIX):
+    if sources.is_synthetic(data):
         return "SYNTH-USD"
     if ":" in data and not data.startswith("gs://") and not Path(data).exists():
         return data.partition(":")[2]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["LOCAL_COMMAND", "Leaf", "branches", "leaves", "localised"]
+__all__ = ["LOCAL_COMMAND", "Leaf", "branches", "defaults", "leaves", "localised"]
 
 Spec = Mapping[str, Any]
 
@@ -39,6 +39,12 @@ def localised(spec: Spec, source: str) -> dict[str, Any]:
         executor["container"]["image"] = f"python-himari-local:{source}"
         executor["container"]["command"] = list(LOCAL_COMMAND)
     return twin
+
+
+def defaults(spec: Spec) -> dict[str, Any]:
+    """The value of every pipeline parameter that has one of its own."""
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    return {name: given["defaultValue"] for name, given in parameters.items() if "defaultValue" in given}
 
 
 def leaves(spec: Spec) -> list[Leaf]:

@@ -32,7 +32,7 @@ from layer3.errors import ConfigurationError, DataError, SourceError
 from layer3.market import exchange
 from layer3.market.candles import MIN_ROWS, CandleReport, check
 
-__all__ = ["COMPRESSIONS", "FORMATS", "load", "utc_now", "version_of"]
+__all__ = ["COMPRESSIONS", "FORMATS", "is_synthetic", "load", "utc_now", "version_of"]
 
 FORMATS: Final = (".csv", ".parquet")
 COMPRESSIONS: Final = (".gz", ".bz2", ".xz", ".zst", ".zip")
@@ -65,6 +65,11 @@ def version_of(data: str, *, now: Callable[[], datetime] = utc_now) -> str:
     if kind == "exchange":
         return exchange.window_end(now()).isoformat()
     return ""
+
+
+def is_synthetic(data: str) -> bool:
+    """Whether ``data`` names the simulator; a file that happens to be called so does not."""
+    return _parse(data)[0] == "synthetic"
 
 
 def load(

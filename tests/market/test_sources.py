@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from layer3.errors import ConfigurationError, DataError, SourceError
-from layer3.market.sources import load, version_of
+from layer3.market.sources import is_synthetic, load, version_of
 from tests.fakes.gcs import FakeGcs
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
@@ -369,3 +369,11 @@ def test_real_files(pair: str) -> None:
     assert (report.start, report.end) == ("2024-04-16T01:00:00+00:00", "2026-04-16T00:00:00+00:00")
     assert len(table) == 17_520
     assert elapsed < 3.0, "it takes 0.1 s; ten times the budget of 0.3 s is a change of kind, not a busy machine"
+
+
+def test_a_file_that_is_called_synthetic_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_synthetic("synthetic:no-edge")
+    assert not is_synthetic("coinbase:BTC-USD")
+    Path("synthetic:no-edge").write_text("x")
+    assert not is_synthetic("synthetic:no-edge")

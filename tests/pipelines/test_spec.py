@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import compile as compiler
-from pipelines.spec import LOCAL_COMMAND, branches, leaves, localised
+from pipelines.spec import LOCAL_COMMAND, branches, defaults, leaves, localised
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,13 @@ def test_steps_in_order_with_what_they_wait_for(spec):
         "notify": {"deploy", "reject"},
     }
     assert {leaf.name: leaf.display_name for leaf in order}["train"] == "Train policy"
+
+
+def test_defaults(spec):
+    known = defaults(spec)
+    assert known["data"] == "synthetic:default"
+    assert known["seed"] == 1
+    assert "store" not in known
 
 
 def test_branches(spec):
