@@ -24,7 +24,7 @@ from typing import Any, Final, TypeVar
 
 from layer3.errors import ConfigurationError, SourceError
 
-__all__ = ["copy_in", "exists", "is_remote", "join", "read_bytes", "write_bytes"]
+__all__ = ["copy_in", "exists", "is_remote", "join", "list_names", "read_bytes", "write_bytes"]
 
 _GS: Final = "gs://"
 _T = TypeVar("_T")
@@ -98,6 +98,22 @@ def exists(uri: str) -> bool:
         return Path(uri).exists()
     path = _object_path(uri)
     return bool(_remotely("look for", uri, lambda: _gcs().exists(path)))
+
+
+def list_names(folder: str) -> list[str]:
+    """Names of the files, objects and folders directly below ``folder``, sorted; none where it does not exist."""
+    if not is_remote(folder):
+        try:
+            return sorted(path.name for path in Path(folder).iterdir())
+        except FileNotFoundError:
+            return []
+    path = _object_path(folder).rstrip("/")
+    try:
+        found = _remotely("list", folder, lambda: _gcs().ls(path, detail=False))
+    except FileNotFoundError:
+        return []
+    # A bucket's browser leaves an empty object in the folder's own name behind.
+    return sorted({address.rstrip("/").rsplit("/", 1)[1] for address in found if address.rstrip("/") != path})
 
 
 def copy_in(folder: str, destination: Path, names: Iterable[str]) -> None:

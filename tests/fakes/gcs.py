@@ -18,6 +18,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+#: Objects in one answer of the real service.
+_PAGE = 1_000
 _UPDATED = "2026-01-01T00:00:00.000Z"
 _OBJECT = re.compile(r"^(?:/download)?/storage/v1/b/(?P<bucket>[^/]+)/o/(?P<name>[^/]+)$")
 _LIST = re.compile(r"^/storage/v1/b/(?P<bucket>[^/]+)/o$")
@@ -144,14 +146,18 @@ class FakeGcs:
     def listing(self, bucket: str, query: dict[str, str]) -> dict[str, Any]:
         self.require(bucket)
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+        names = sorted(name for where, name in self.objects if where == bucket and name.startswith(prefix))
+        names = [name for name in names if name > query.get("pageToken", "")]
+        page, rest = names[:_PAGE], names[_PAGE:]
         items, prefixes = [], set()
-        for name in sorted(name for where, name in self.objects if where == bucket and name.startswith(prefix)):
+        for name in page:
             head, mark, _ = name[len(prefix) :].partition(delimiter) if delimiter else (name, "", "")
             if mark:
                 prefixes.add(prefix + head + mark)
             else:
                 items.append(self.resource(bucket, name))
-        return {"kind": "storage#objects", "items": items, "prefixes": sorted(prefixes)}
+        answer = {"kind": "storage#objects", "items": items, "prefixes": sorted(prefixes)}
+        return answer | {"nextPageToken": page[-1]} if rest else answer
 
     def begin(self, upload: Upload) -> str:
         self.require(upload.bucket)

@@ -70,6 +70,34 @@ def test_what_is_missing_is_named(root: str) -> None:
     assert uri in str(caught.value)
 
 
+def test_the_names_directly_below_a_folder(root: str) -> None:
+    assert storage.list_names(storage.join(root, "trials")) == []
+    for name in ("trials/b.json", "trials/a b/ü.json", "trials/a b/x/deep.json", "trials-not/c.json", "trials/ä"):
+        storage.write_bytes(storage.join(root, name), b"1")
+    assert storage.list_names(storage.join(root, "trials")) == ["a b", "b.json", "ä"]
+    assert storage.list_names(storage.join(root, "trials") + "/") == ["a b", "b.json", "ä"]
+    assert storage.list_names(storage.join(root, "trials", "a b")) == ["x", "ü.json"]
+
+
+def test_what_is_written_is_listed_at_once(root: str) -> None:
+    folder = storage.join(root, "trials")
+    for number in range(3):
+        storage.write_bytes(storage.join(folder, f"{number}.json"), b"1")
+        assert storage.list_names(folder) == [f"{n}.json" for n in range(number + 1)]
+
+
+def test_a_folder_is_not_in_its_own_list(gcs: FakeGcs) -> None:
+    for name in ("trials/", "trials/a.json", "trials/deep/", "trials/deep/x"):
+        gcs.put("store", name, b"")
+    assert storage.list_names("gs://store/trials") == ["a.json", "deep"]
+
+
+def test_a_long_list_is_whole(gcs: FakeGcs) -> None:
+    for number in range(2_345):
+        gcs.put("store", f"trials/{number:05}.json", b"")
+    assert storage.list_names("gs://store/trials") == [f"{number:05}.json" for number in range(2_345)]
+
+
 def test_a_model_folder_is_copied_in(root: str, tmp_path: Path) -> None:
     names = ("policy.safetensors", "manifest.json")
     for name in names:
@@ -115,6 +143,7 @@ def test_a_passing_disturbance_is_retried(gcs: FakeGcs, no_waiting: None) -> Non
         (403, "read", lambda: storage.read_bytes("gs://store/x")),
         (403, "write", lambda: storage.write_bytes("gs://store/x", b"1")),
         (403, "look for", lambda: storage.exists("gs://store/x")),
+        (403, "list", lambda: storage.list_names("gs://store/x")),
         (401, "read", lambda: storage.read_bytes("gs://store/x")),
         (503, "write", lambda: storage.write_bytes("gs://store/x", b"1")),
     ],
