@@ -1,0 +1,173 @@
+"""The ledger of everything that was ever tried on a data set.
+
+Whoever tries often enough finds something that looks good, so the best of many is judged against how
+many there were (Bailey and Lopez de Prado 2014, "The deflated Sharpe ratio"). That number is only
+honest if it is written down when something is tried, not when it is shown: one JSON object per
+record, at ``<store>/trials/<first 16 digits of the data's sha256>/<id>.json``, never changed and never
+removed, in a folder and in a bucket alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+from layer3 import storage
+from layer3.errors import DataError
+
+__all__ = ["Data", "Kind", "count", "record"]
+
+Kind = Literal["run", "tune", "assets"]
+
+_FOLDER: Final = "trials"
+_SCHEMA: Final = 1
+_DATA: Final = re.compile(r"[0-9a-f]{16}")
+#: What a write that was cut short leaves behind is called otherwise.
+_RECORD: Final = re.compile(r"\d{8}T\d{6}-[0-9a-f]{12}\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Which data: sha256 of the candles, market, opens of the first and the last bar (ISO 8601, UTC), and
+    sha256 of the sizing chain's settings, under which the same candles are another game."""
+
+    sha256: str
+    symbol: str
+    start: str
+    end: str
+    sizing_sha256: str
+
+    @classmethod
+    def of(cls, info: Mapping[str, Any]) -> Data:
+        """The data that ingest described (:func:`layer3.workflow.ingest`)."""
+        return cls(info["data_sha256"], info["symbol"], info["start"], info["end"], info["sizing_sha256"])
+
+    def overlaps(self, other: Data) -> bool:
+        """Whether a sceptic calls both the same history: one market, and a common stretch of time.
+
+        Simulated markets all carry the same dates and have nothing in common: they are the same only
+        where their bytes are.
+        """
+        if self.sha256 == other.sha256:
+            return True
+        if _letters(self.symbol) != _letters(other.symbol) or _letters(self.symbol).startswith("SYNTH"):
+            return False
+        return _moment(self.start) <= _moment(other.end) and _moment(other.start) <= _moment(self.end)
+
+
+def record(
+    store: str,
+    *,
+    kind: Kind,
+    data: Data,
+    seeds: Sequence[int],
+    folds: Sequence[Mapping[str, Sequence[range]]],
+    settings: Sequence[Mapping[str, Any]],
+    scores: Mapping[str, Sequence[float | None]],
+    code_version: str,
+    now: datetime,
+) -> str:
+    """Write down that every setting was trained on every fold with every seed; the record's address.
+
+    Parameters
+    ----------
+    store : folder or ``gs://`` address that holds ``runs/``, ``models/`` and ``trials/``
+    data : what the policies were scored on; record once for each data set that an experiment looks at
+    folds : for each the rows that were trained on, by the sha256 of their data
+    settings : the hyperparameters of each as plain JSON, all of them, defaults too
+    scores : validation scores by name, one per policy in the order settings, folds, seeds (innermost);
+        ``None`` where there is none
+    now : the clock, with its offset
+    """
+    policies = len(settings) * len(folds) * len(seeds)
+    if not policies:
+        raise ValueError("nothing was trained: a record needs at least one setting, one fold and one seed")
+    for name, values in scores.items():
+        if len(values) != policies:
+            raise ValueError(f"{len(values)} scores {name!r} for {policies} policies")
+        if not all(value is None or math.isfinite(value) for value in values):
+            raise ValueError(f"a score {name!r} is not finite: give None where there is none")
+    content = {
+        "schema": _SCHEMA,
+        "when": now.astimezone(UTC).isoformat(timespec="milliseconds"),
+        "kind": kind,
+        "data": asdict(data),
+        "seeds": [int(seed) for seed in seeds],
+        "folds": [
+            {sha256: [[window.start, window.stop] for window in windows] for sha256, windows in fold.items()}
+            for fold in folds
+        ],
+        "settings": [dict(setting) for setting in settings],
+        "policies": policies,
+        "scores": {name: list(values) for name, values in scores.items()},
+        "code_version": code_version,
+    }
+    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
+    name = f"{now.astimezone(UTC):%Y%m%dT%H%M%S}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+    address = storage.join(store, _FOLDER, data.sha256[:16], name)
+    storage.write_bytes(address, text.encode())
+    return address
+
+
+def count(store: str, data_sha256: str) -> int:
+    """How many different trainings were tried on these data, as far as ``store`` knows.
+
+    A training is one setting on one fold with one seed; the very same one (same data, sizing and code
+    too) counts once however often it was repeated. Records of the same market whose periods overlap
+    that of ``data_sha256`` count as well: a window that has moved on by a day is the same history.
+    What these data's period is, their own records say: record first, then count. 0 for data of which
+    there is no record.
+
+    Raises
+    ------
+    DataError : a record cannot be read
+    """
+    records = list(_records(store))
+    own = [data for data, _ in records if data.sha256 == data_sha256]
+    return len({key for data, keys in records if any(data.overlaps(mine) for mine in own) for key in keys})
+
+
+def _records(store: str) -> Iterator[tuple[Data, set[str]]]:
+    """Every record's data, and a name for each training in it."""
+    root = storage.join(store, _FOLDER)
+    for folder in filter(_DATA.fullmatch, storage.list_names(root)):
+        for name in filter(_RECORD.fullmatch, storage.list_names(storage.join(root, folder))):
+            yield _read(storage.join(root, folder, name))
+
+
+def _read(address: str) -> tuple[Data, set[str]]:
+    try:
+        content = json.loads(storage.read_bytes(address))
+        data = Data(**content["data"])
+        for text in (data.start, data.end):
+            _moment(text)
+        common = [data.sizing_sha256, content["code_version"]]
+        keys = {
+            json.dumps([*common, setting, fold, seed], sort_keys=True)
+            for setting in content["settings"]
+            for fold in content["folds"]
+            for seed in content["seeds"]
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{address} is no record of a trial ({type(error).__name__}: {error}): restore it, without it nobody "
+            "knows how much was tried"
+        ) from error
+    return data, keys
+
+
+def _letters(symbol: str) -> str:
+    return "".join(character for character in symbol.upper() if character.isalnum())
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"{text!r} has no offset from UTC")
+    return moment

@@ -1,0 +1,199 @@
+"""Everything tried is counted once, wherever the store is and however often it was repeated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from layer3 import storage, trials
+from layer3.errors import DataError
+from tests.fakes.gcs import FakeGcs
+
+NOW = datetime(2026, 11, 21, 10, 11, 12, 345_678, tzinfo=UTC)
+BTC = trials.Data("ab" * 32, "BTC-USDT", "2024-04-16T01:00:00+00:00", "2026-04-16T00:00:00+00:00", "cd" * 32)
+
+
+def note(store: str, data: trials.Data = BTC, **changes: Any) -> str:
+    given: dict[str, Any] = {
+        "kind": "tune",
+        "seeds": [1, 2],
+        "folds": [{data.sha256: [range(100)]}],
+        "settings": [{"ppo": {"learning_rate": 1e-3}}],
+        "scores": {},
+        "code_version": "c0de",
+        "now": NOW,
+    }
+    return trials.record(store, data=data, **(given | changes))
+
+
+@pytest.fixture(params=["local", "gs"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    if request.param == "local":
+        yield str(tmp_path)
+        return
+    with FakeGcs("store") as fake:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake.url)
+        yield "gs://store/deep"
+
+
+def test_a_record_says_everything_and_lies_where_it_is_looked_for(store: str) -> None:
+    folds = [{BTC.sha256: [range(100)], "ef" * 32: [range(5, 50), range(60, 70)]}]
+    scores = {"validation_reward": [0.25, None]}
+    address = note(store, folds=folds, scores=scores, now=NOW.astimezone(timezone(timedelta(hours=9))))
+    assert address.startswith(storage.join(store, "trials", "abababababababab", "20261121T101112-"))
+    assert json.loads(storage.read_bytes(address)) == {
+        "schema": 1,
+        "when": "2026-11-21T10:11:12.345+00:00",
+        "kind": "tune",
+        "data": {
+            "sha256": "ab" * 32,
+            "symbol": "BTC-USDT",
+            "start": "2024-04-16T01:00:00+00:00",
+            "end": "2026-04-16T00:00:00+00:00",
+            "sizing_sha256": "cd" * 32,
+        },
+        "seeds": [1, 2],
+        "folds": [{"ab" * 32: [[0, 100]], "ef" * 32: [[5, 50], [60, 70]]}],
+        "settings": [{"ppo": {"learning_rate": 1e-3}}],
+        "policies": 2,
+        "scores": scores,
+        "code_version": "c0de",
+    }
+
+
+def test_settings_folds_and_seeds_multiply(store: str) -> None:
+    assert trials.count(store, BTC.sha256) == 0
+    folds = [{BTC.sha256: [range(100)]}, {BTC.sha256: [range(200)]}]
+    note(store, settings=[{"a": 1}, {"a": 2}, {"a": 3}], folds=folds, seeds=[1, 2, 3, 4, 5])
+    assert trials.count(store, BTC.sha256) == 30
+
+
+@pytest.mark.parametrize(
+    ("changes", "more"),
+    [
+        ({}, 0),
+        ({"kind": "run"}, 0),
+        ({"scores": {"validation_reward": [1.0, 2.0]}}, 0),
+        ({"seeds": [2, 3]}, 1),
+        ({"settings": [{"ppo": {"learning_rate": 2e-3}}]}, 2),
+        ({"folds": [{BTC.sha256: [range(101)]}]}, 2),
+        ({"code_version": "0ther"}, 2),
+        ({"data": replace(BTC, sizing_sha256="00" * 32)}, 2),
+    ],
+)
+def test_only_the_very_same_training_is_a_repetition(tmp_path: Path, changes: dict[str, Any], more: int) -> None:
+    note(str(tmp_path))
+    note(str(tmp_path), **({"now": NOW + timedelta(days=1)} | changes))
+    assert len(list(tmp_path.rglob("*.json"))) == 2
+    assert trials.count(str(tmp_path), BTC.sha256) == 2 + more
+
+
+MOVED = replace(BTC, sha256="11" * 32, start="2024-04-17T01:00:00+00:00", end="2026-04-17T00:00:00+00:00")
+
+
+@pytest.mark.parametrize(
+    ("other", "counted"),
+    [
+        (MOVED, True),
+        (replace(MOVED, symbol="btc/usdt"), True),
+        (replace(MOVED, symbol="ETH-USDT"), False),
+        (replace(MOVED, start="2026-04-16T00:00:00+00:00", end="2026-05-01T00:00:00+00:00"), True),
+        (replace(MOVED, start="2026-04-16T01:00:00+00:00", end="2026-05-01T00:00:00+00:00"), False),
+        (replace(MOVED, start="2020-01-01T00:00:00+00:00", end="2024-04-16T00:00:00+00:00"), False),
+        (replace(MOVED, start="2026-04-16T02:00:00+02:00", end="2026-05-01T00:00:00+02:00"), True),
+    ],
+)
+def test_a_window_that_has_moved_on_is_the_same_history(store: str, other: trials.Data, counted: bool) -> None:
+    note(store)
+    note(store, other, settings=[{"a": 1}, {"a": 2}, {"a": 3}])
+    assert trials.count(store, BTC.sha256) == (8 if counted else 2)
+    assert trials.count(store, other.sha256) == (8 if counted else 6)
+
+
+def test_simulated_markets_share_dates_and_nothing_else(tmp_path: Path) -> None:
+    one, other = replace(BTC, symbol="SYNTH-USD"), replace(MOVED, symbol="SYNTH-USD")
+    note(str(tmp_path), one)
+    note(str(tmp_path), other)
+    assert trials.count(str(tmp_path), one.sha256) == trials.count(str(tmp_path), other.sha256) == 2
+
+
+def test_what_ingest_says_names_the_data() -> None:
+    info = {
+        "data_sha256": BTC.sha256,
+        "symbol": "BTC-USDT",
+        "start": BTC.start,
+        "end": BTC.end,
+        "sizing_sha256": BTC.sizing_sha256,
+        "rows": 17_520,
+    }
+    assert trials.Data.of(info) == BTC
+
+
+def test_what_is_no_record_is_left_alone(tmp_path: Path) -> None:
+    address = Path(note(str(tmp_path)))
+    address.with_name(".20261121T101112-000000000000.json.0123.partial").write_bytes(b"{")
+    (tmp_path / "trials" / ".DS_Store").write_bytes(b"x")
+    assert trials.count(str(tmp_path), BTC.sha256) == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:40],
+        lambda text: text.replace('"seeds"', '"sneeds"'),
+        lambda text: text.replace('"symbol"', '"market"'),
+        lambda text: text.replace("2024-04-16T01:00:00+00:00", "last spring"),
+        lambda text: text.replace("2024-04-16T01:00:00+00:00", "2024-04-16T01:00:00"),
+        lambda text: "[]",
+        lambda text: "\x00",
+    ],
+)
+def test_a_damaged_record_is_named_and_never_passed_over(tmp_path: Path, damage: Any) -> None:
+    address = Path(note(str(tmp_path)))
+    address.write_text(damage(address.read_text()))
+    with pytest.raises(DataError, match=f"{address.name} is no record of a trial"):
+        trials.count(str(tmp_path), "00" * 32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": []}, "nothing was trained"),
+        ({"settings": []}, "nothing was trained"),
+        ({"folds": []}, "nothing was trained"),
+        ({"scores": {"validation_reward": [1.0]}}, "1 scores 'validation_reward' for 2 policies"),
+        ({"scores": {"validation_reward": [1.0, float("nan")]}}, "not finite"),
+    ],
+)
+def test_a_record_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        note(str(tmp_path), **changes)
+    assert not list(tmp_path.iterdir())
+
+
+TRAINING = st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2))
+
+
+@settings(max_examples=30)
+@given(st.lists(TRAINING, max_size=8))
+def test_the_count_is_the_size_of_the_set_of_trainings(
+    tmp_path_factory: pytest.TempPathFactory, done: list[tuple[int, int, int]]
+) -> None:
+    store = str(tmp_path_factory.mktemp("store"))
+    for number, (setting, fold, seed) in enumerate(done):
+        note(
+            store,
+            settings=[{"a": setting}],
+            folds=[{BTC.sha256: [range(10 + fold)]}],
+            seeds=[seed],
+            now=NOW + timedelta(seconds=number),
+        )
+    assert trials.count(store, BTC.sha256) == len(set(done))
