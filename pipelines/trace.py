@@ -20,6 +20,8 @@ __all__ = ["Trace"]
 
 #: Lines of a failed step's own output that its error shows.
 _TAIL: Final = 25
+#: How a line of a step's output starts that the reader of the run must see.
+_WARNING: Final = "WARNING: "
 
 
 class Trace:
@@ -46,8 +48,16 @@ class Trace:
     def _progress(self, done: int, total: int) -> None:
         if self._live and self._bar is None:
             print(file=self._out)
+            # What was done before (a checkpoint, or the first update) would make it look too fast.
             self._bar = tqdm(
-                total=total, unit=" steps", unit_scale=True, leave=False, file=self._out, desc="      training"
+                total=total,
+                initial=done,
+                unit=" steps",
+                unit_scale=True,
+                leave=False,
+                dynamic_ncols=True,
+                file=self._out,
+                desc="      training",
             )
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
@@ -78,6 +88,8 @@ class Trace:
         note = _note(execution.log) if state == "SUCCEEDED" else ""
         line = f"{self._heading(leaf.name)} {word:<7} {seconds:6.1f} s   {note}".rstrip()
         print(f"\r{line}" if self._live else line, file=self._out, flush=True)
+        for warning in (said for said in _lines(execution.log) if said.startswith(_WARNING)):
+            print(f"      {warning}", file=self._out, flush=True)
 
     def _heading(self, name: str) -> str:
         names = [leaf.name for leaf in self._leaves]
@@ -174,7 +186,7 @@ def _lines(log: Path | None) -> list[str]:
 
 def _note(log: Path | None) -> str:
     """The last thing that a step itself said, in one line."""
-    spoken = [line for line in _lines(log) if line[0] not in "{}[ \t#-"]
+    spoken = [line for line in _lines(log) if line[0] not in "{}[ \t#-" and not line.startswith(_WARNING)]
     return spoken[-1][:110] if spoken else ""
 
 

@@ -1,6 +1,7 @@
 """What a run shows while it goes: a line a step, a bar where there is a terminal, and nothing moving where not."""
 
 import io
+import re
 
 import pytest
 from kfp import dsl
@@ -9,12 +10,13 @@ from pipelines.observe import Execution
 from pipelines.spec import Leaf
 from pipelines.trace import Trace
 
+CRASH = "[KFP Executor noise]\n{\nTraceback (most recent call last):\n  x\nValueError: boom\n"
 LEAVES = [Leaf("ingest", "Ingest candles", "ingest", ()), Leaf("train", "Train policy", "train", ("ingest",))]
 
 
 @pytest.fixture
 def go(tmp_path, monkeypatch):
-    def run(live, *, fail=False):
+    def run(live, *, fail=False, said=CRASH):
         out = io.StringIO()
         monkeypatch.setattr("sys.stdout", out)
         trace = Trace(LEAVES, tmp_path, live=live)
@@ -29,7 +31,7 @@ def go(tmp_path, monkeypatch):
         second = Execution("train", {"candles": artifact})
         watcher.started(second)
         second.attempts, second.log = 1, tmp_path / "train.log"
-        second.log.write_text("[KFP Executor noise]\n{\nTraceback (most recent call last):\n  x\nValueError: boom\n")
+        second.log.write_text(said)
         watcher.progress(1, 4)
         watcher.progress(4, 4)
         second.succeeded = not fail
@@ -52,7 +54,21 @@ def test_a_bar_in_training_where_there_is_one(go):
     _, text = go(True)
     assert "training" in text
     assert "%|" in text
+    assert re.search(r"1\.00/4\.00 \[00:00<\S+, +\S+ steps/s\]", text)
     assert "\r[2/2] Train policy" in text
+
+
+def test_a_bar_begins_where_training_goes_on_from(go):
+    """Not at 0: what a checkpoint brought along would count as done in no time."""
+    _, text = go(True)
+    assert "0.00/4.00" not in text
+
+
+def test_a_steps_warnings_stand_below_its_line(go):
+    _, text = go(False, said="WARNING: the actions have collapsed\nPolicy x, 250,000 steps on cpu\n")
+    lines = text.splitlines()
+    assert lines[1].endswith("s   Policy x, 250,000 steps on cpu")
+    assert lines[2:] == ["      WARNING: the actions have collapsed"]
 
 
 def test_lineage_names_the_producer_and_the_content(go):
