@@ -93,13 +93,14 @@ PREDICT_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
                 "type": "number",
                 "minimum": contract.MULTIPLIER_LOW,
                 "maximum": contract.MULTIPLIER_HIGH,
-                "description": "what to multiply the base fraction by: the mean of the policy's distribution",
+                "description": "what to multiply the base fraction by: the mean of the answers of the policy's members",
             },
             "confidence": {
                 "type": "number",
                 "minimum": 0,
                 "maximum": 1,
-                "description": "1 - sd / sd of the uniform distribution, of the policy's own distribution",
+                "description": "1 - the standard deviation of the members' answers; of a single member, "
+                "1 - the distance between the quartiles of its own distribution, at least 0",
             },
             "latency_ms": {"type": "number", "minimum": 0, "description": "milliseconds, request read to answer"},
             "model_version": {"type": "string", "description": "the day the training data end, and the weights' hash"},

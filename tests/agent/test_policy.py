@@ -12,14 +12,35 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+import scipy.special
+import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from layer3 import contract
-from layer3.agent.policy import GOLDEN_PAIRS, PARITY, Policy, golden_pairs, load_policy, save_policy
+from layer3.agent.policy import (
+    GOLDEN_PAIRS,
+    LOG_SD_HIGH,
+    LOG_SD_LOW,
+    OBSERVATION_CLIP,
+    PARITY,
+    Policy,
+    golden_pairs,
+    load_policy,
+    save_policy,
+    stack,
+)
 from layer3.errors import ContractError, HimariError, PolicyError
-from tests.agent.worlds import constant_tensors, make_details, make_policy, make_states, make_tensors
+from tests.agent.worlds import (
+    constant_member,
+    constant_tensors,
+    make_details,
+    make_member,
+    make_policy,
+    make_states,
+    make_tensors,
+)
 
 ROOT = Path(__file__).parents[2]
 Manifest = dict[str, Any]
@@ -45,17 +66,26 @@ def replace_weights(folder: Path, tensors: dict[str, Any]) -> None:
     rewrite(folder, lambda manifest: manifest.update(policy_sha256=hashlib.sha256(blob).hexdigest()))
 
 
-def test_a_saved_policy_comes_back_and_answers_the_same(saved: Path) -> None:
-    first = make_policy(saved)
+@pytest.mark.parametrize("members", [1, 3])
+def test_a_saved_policy_comes_back_and_answers_the_same(saved: Path, members: int) -> None:
+    first = make_policy(saved, make_tensors(members=members))
     loaded = load_policy(saved)
     states = make_states(500, seed=9)
     for mine, theirs in zip(first.act(states), loaded.act(states), strict=True):
         np.testing.assert_array_equal(mine, theirs)
     assert loaded.manifest == first.manifest
     assert loaded.manifest["contract"] == contract.VERSION
-    assert loaded.manifest["architecture"]["layers"] == [16, 8, 8, 2]
+    assert loaded.members == members
+    assert loaded.manifest["architecture"] == {
+        "members": members,
+        "layers": [16, 8, 8, 2],
+        "activation": "tanh",
+        "distribution": "logit-normal on [0, 2]",
+        "log_sd_bounds": [LOG_SD_LOW, LOG_SD_HIGH],
+        "observation_clip": OBSERVATION_CLIP,
+    }
     assert len(loaded.manifest["golden"]) == GOLDEN_PAIRS == 32
-    for name in ("mean", "std"):
+    for name in ("mean", "std"):  # a list for each member
         np.testing.assert_array_equal(np.float32(loaded.manifest["normalisation"][name]), loaded.tensors[name])
     digest = hashlib.sha256((saved / "policy.safetensors").read_bytes()).hexdigest()
     assert loaded.manifest["policy_sha256"] == digest
@@ -152,6 +182,26 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], type[HimariError], str]] = {
         PolicyError,
         "come out nan off in multiplier",
     ),
+    "the old distribution": (
+        lambda f: rewrite(f, lambda m: m["architecture"].update(distribution="beta on [0, 2]")),
+        PolicyError,
+        r"manifest.json: .*'beta on \[0, 2\]', this program by 'logit-normal .*another version .* train it again",
+    ),
+    "no architecture": (
+        lambda f: rewrite(f, lambda m: m.update(architecture=None)),
+        PolicyError,
+        "distribution None, this program",
+    ),
+    "another number of members": (
+        lambda f: rewrite(f, lambda m: m["architecture"].update(members=2)),
+        PolicyError,
+        "its architecture is .*'members': 2.*the weights and this program make .*'members': 1",
+    ),
+    "another clip": (
+        lambda f: rewrite(f, lambda m: m["architecture"].update(observation_clip=5.0)),
+        PolicyError,
+        "its architecture is .*'observation_clip': 5.0",
+    ),
     "another contract": (
         lambda f: rewrite(f, lambda m: m.update(contract="himari-state-17/2")),
         ContractError,
@@ -168,7 +218,7 @@ def test_every_damage_is_refused_with_its_reason(saved: Path, damage: str) -> No
         load_policy(saved)
 
 
-@pytest.mark.parametrize("key", ["contract", "policy_sha256", "model_id", "golden"])
+@pytest.mark.parametrize("key", ["contract", "policy_sha256", "model_id", "architecture", "golden"])
 def test_a_manifest_that_lacks_a_key_is_refused(saved: Path, key: str) -> None:
     rewrite(saved, lambda manifest: manifest.pop(key))
     with pytest.raises(PolicyError, match=f"lacks {key}"):
@@ -187,23 +237,31 @@ def test_any_flipped_byte_of_the_weights_is_refused(saved: Path) -> None:
 WRONG_TENSORS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "one is missing": (lambda t: t.pop("b2"), r"policy tensors are \[.*expected"),
     "one too many": (lambda t: t.update(extra=np.zeros(1, np.float32)), "policy tensors are"),
-    "transposed": (lambda t: t.update(w1=np.ascontiguousarray(t["w1"].T)), r"w1 is float32\(8, 16\), expected"),
+    "transposed": (
+        lambda t: t.update(w1=np.ascontiguousarray(t["w1"].swapaxes(1, 2))),
+        r"w1 is float32\(2, 8, 16\), expected float32\(2, 16, 8\)",
+    ),
     "a scalar": (lambda t: t.update(w1=np.array(1.0, np.float32)), r"w1 is float32\(\), expected"),
-    "three outputs": (lambda t: t.update(w3=np.zeros((8, 3), np.float32)), r"w3 is float32\(8, 3\)"),
-    "another state": (lambda t: t.update(mean=np.zeros(15, np.float32)), r"mean is float32\(15,\)"),
+    "three outputs": (lambda t: t.update(w3=np.zeros((2, 8, 3), np.float32)), r"w3 is float32\(2, 8, 3\)"),
+    "another state": (lambda t: t.update(mean=np.zeros((2, 15), np.float32)), r"mean is float32\(2, 15\)"),
+    "no members' axis": (lambda t: t.update(make_member()), r"b1 has shape \(8,\), expected \(members, .*stack"),
+    "no members": (lambda t: t.update({n: a[:0] for n, a in t.items()}), r"b1 has shape \(0, 8\), expected"),
+    "a member less in one": (lambda t: t.update(w2=t["w2"][:1].copy()), r"w2 is float32\(1, 8, 8\), expected"),
     "double precision": (lambda t: t.update(b3=t["b3"].astype(np.float64)), "b3 is float64"),
     "integers": (lambda t: t.update(b3=t["b3"].astype(np.int32)), "b3 is int32"),
-    "a NaN": (lambda t: t["w2"].__setitem__((3, 4), np.nan), "w2 holds numbers that are not finite"),
-    "an infinity": (lambda t: t["b1"].__setitem__(0, np.inf), "b1 holds numbers that are not finite"),
-    "no scale": (lambda t: t["std"].__setitem__(2, 0.0), "std must be positive"),
-    "a negative scale": (lambda t: t["std"].__setitem__(2, -1.0), "std must be positive"),
+    "a NaN": (lambda t: t["w2"].__setitem__((1, 3, 4), np.nan), "w2 holds numbers that are not finite"),
+    "an infinity": (lambda t: t["b1"].__setitem__((1, 0), np.inf), "b1 holds numbers that are not finite"),
+    "no scale": (lambda t: t["std"].__setitem__((1, 2), 0.0), "std must be positive"),
+    "a negative scale": (lambda t: t["std"].__setitem__((1, 2), -1.0), "std must be positive"),
+    "next to no scale": (lambda t: t["std"].__setitem__((1, 2), 1e-40), "from 1.0e-40 to .* not finite"),
+    "a scale without end": (lambda t: t["std"].__setitem__((1, 2), 1e38), "to 1.0e.38: 10 std or .* not finite"),
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG_TENSORS)
 def test_wrong_tensors_are_refused_although_the_hash_agrees(saved: Path, wrong: str) -> None:
     change, message = WRONG_TENSORS[wrong]
-    tensors: dict[str, Any] = {name: tensor.copy() for name, tensor in make_tensors().items()}
+    tensors: dict[str, Any] = make_tensors(members=2)
     change(tensors)
     replace_weights(saved, tensors)
     with pytest.raises(PolicyError, match=message):
@@ -212,7 +270,7 @@ def test_wrong_tensors_are_refused_although_the_hash_agrees(saved: Path, wrong: 
 
 @pytest.mark.parametrize("wrong", sorted(set(WRONG_TENSORS) - {"one is missing", "one too many", "double precision"}))
 def test_wrong_tensors_are_never_written(tmp_path: Path, wrong: str) -> None:
-    tensors: dict[str, Any] = {name: tensor.copy() for name, tensor in make_tensors().items()}
+    tensors: dict[str, Any] = make_tensors(members=2)
     WRONG_TENSORS[wrong][0](tensors)
     if wrong == "integers":  # cast to what they mean
         assert save_policy(tmp_path / "p", tensors, make_details(), make_states(100)).tensors["b3"].dtype == np.float32
@@ -245,76 +303,222 @@ def test_other_weights_do_not_reproduce_the_golden_pairs(saved: Path) -> None:
         load_policy(saved)
 
 
-def test_shapes_in_and_out() -> None:
-    policy = Policy(make_tensors(), {})
+def test_a_file_of_the_first_version_is_refused_with_what_to_do(saved: Path) -> None:
+    """Two-dimensional weights of a Beta distribution, under a manifest of that time that vouches for them."""
+    replace_weights(saved, make_member())
+    rewrite(saved, lambda m: m["architecture"].pop("members"))
+    rewrite(saved, lambda m: m["architecture"].update(distribution="beta on [0, 2]"))
+    with pytest.raises(PolicyError, match=r"another version of the program trained it; train it again"):
+        load_policy(saved)
+
+
+def test_a_policy_is_never_made_of_unstacked_tensors() -> None:
+    with pytest.raises(PolicyError, match="stack makes the tensors of a policy"):
+        Policy(make_member(), {})
+
+
+def test_stack_puts_members_side_by_side() -> None:
+    members = [make_member(seed) for seed in (1, 2, 3)]
+    stacked = stack(members)
+    assert set(stacked) == set(members[0])
+    for name, tensor in stacked.items():
+        assert tensor.dtype == np.float32
+        for k, member in enumerate(members):
+            np.testing.assert_array_equal(tensor[k], member[name])
+    doubled = stack([{name: tensor.astype(np.float64) for name, tensor in members[0].items()}])
+    assert {tensor.dtype for tensor in doubled.values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([], "at least one member, got none"),
+        (
+            [make_member(), make_member(hidden=9)],
+            r"member 1's tensor w1 has shape \(16, 9\), member 0's \(16, 8\): .* one width",
+        ),
+        ([make_member(), {"w1": np.zeros((16, 8))}], r"member 1's tensors are \['w1'\], expected"),
+        ([{**make_member(), "extra": np.zeros(1)}], r"member 0's tensors are .*'extra'"),
+    ],
+)
+def test_members_that_do_not_fit_are_not_stacked(members: list[Any], message: str) -> None:
+    with pytest.raises(PolicyError, match=message):
+        stack(members)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_shapes_in_and_out(members: int) -> None:
+    policy = Policy(make_tensors(members=members), {})
     states = make_states(24)
-    flat = policy.act(states)
-    assert [out.shape for out in flat] == [(24,), (24,)]
-    deep = policy.act(states.reshape(2, 3, 4, 16))
-    for one, other in zip(flat, deep, strict=True):
-        assert other.shape == (2, 3, 4)
-        np.testing.assert_allclose(other.ravel(), one, atol=1e-6)
-        assert other.dtype == np.float32
-    single = policy.act(states[5].tolist())
-    assert np.shape(single[0]) == ()
-    assert abs(float(single[0]) - float(flat[0][5])) < 1e-6
+    flat = (*policy.act(states), policy.multipliers(states))
+    assert [out.shape for out in flat] == [(24,), (24,), (members, 24)]
+    deep = (*policy.act(states.reshape(2, 3, 4, 16)), policy.multipliers(states.reshape(2, 3, 4, 16)))
+    single = (*policy.act(states[5].tolist()), policy.multipliers(states[5].tolist()))
+    for one, many, alone, axes in zip(flat, deep, single, [(), (), (members,)], strict=True):
+        assert many.shape == (*axes, 2, 3, 4)
+        assert np.shape(alone) == axes
+        assert one.dtype == many.dtype == alone.dtype == np.float32
+        np.testing.assert_allclose(many.reshape(one.shape), one, atol=1e-6)
+        np.testing.assert_allclose(alone, one[..., 5], atol=1e-6)
     assert policy.act(states[:0])[0].shape == (0,)
+    assert policy.multipliers(states[:0]).shape == (members, 0)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (15,), (17,), (16, 1), (3, 1)])
 def test_states_of_another_shape_are_refused_and_not_broadcast(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"states have shape {shape}")):
-        Policy(make_tensors(), {}).act(np.zeros(shape))
+    policy = Policy(make_tensors(), {})
+    for ask in (policy.act, policy.multipliers):
+        with pytest.raises(ValueError, match=re.escape(f"states have shape {shape}")):
+            ask(np.zeros(shape))
 
 
-@given(seed=st.integers(0, 10_000), scale=st.sampled_from([0.01, 0.3, 1.0, 5.0, 100.0]))
-def test_answers_stay_within_their_bounds_whatever_the_weights(seed: int, scale: float) -> None:
-    multiplier, confidence = Policy(make_tensors(seed, scale=scale), {}).act(make_states(64, seed))
-    assert ((multiplier >= 0.0) & (multiplier <= 2.0)).all()
+@given(
+    seed=st.integers(0, 10_000),
+    scale=st.sampled_from([0.01, 0.3, 1.0, 5.0, 100.0, 1e15]),
+    members=st.sampled_from([1, 2, 3]),
+)
+def test_answers_stay_within_their_bounds_whatever_the_weights(seed: int, scale: float, members: int) -> None:
+    policy = Policy(make_tensors(seed, scale=scale, members=members), {})
+    states = make_states(64, seed)
+    multiplier, confidence = policy.act(states)
+    for answer in (multiplier, policy.multipliers(states), np.array([policy.act(state)[0] for state in states])):
+        assert ((answer >= 0.0) & (answer <= 2.0)).all()
     assert ((confidence >= 0.0) & (confidence <= 1.0)).all()
 
 
-def test_the_multiplier_spans_its_whole_range_and_confidence_varies() -> None:
-    tensors = make_tensors(scale=2.0)
-    tensors["w3"] *= np.float32(200.0)
+@pytest.mark.parametrize("members", [1, 3])
+def test_the_multiplier_spans_its_whole_range_and_confidence_varies(members: int) -> None:
+    tensors = make_tensors(scale=2.0, members=members)
+    tensors["w3"] *= np.float32([5.0, 0.5])
     multiplier, confidence = Policy(tensors, {}).act(make_states(2_000))
     assert multiplier.min() < 0.02
     assert multiplier.max() > 1.98
     assert np.ptp(confidence) > 0.3
 
 
-@pytest.mark.parametrize(
-    ("shape", "multiplier", "confidence"),
-    [((1e-8, 1e-8), 1.0, 0.0), ((1.0, 1.0), 1.0, 0.2254), ((999.0, 999.0), 1.0, 0.9613), ((5.0, 1.0), 1.5, 0.5)],
-)
-def test_confidence_is_how_narrow_the_policys_own_distribution_is(
-    shape: tuple[float, float], multiplier: float, confidence: float
+@pytest.mark.parametrize("multiplier", [0.01, 0.7, 1.0, 1.5, 1.99])
+@pytest.mark.parametrize("sd", [0.02, 0.1, 1.0, 1.6, 4.0])
+def test_a_single_members_confidence_is_how_close_the_quartiles_of_its_own_distribution_are(
+    multiplier: float, sd: float
 ) -> None:
-    got = Policy(constant_tensors(*shape), {}).act(make_states(3))
-    assert got[0] == pytest.approx(multiplier, abs=1e-3)
-    assert got[1] == pytest.approx(confidence, abs=1e-3)
+    got = Policy(constant_tensors(multiplier, sd), {}).act(make_states(3))
+    u = scipy.stats.norm(np.log(multiplier / (2.0 - multiplier)), sd)
+    lower, middle, upper = 2.0 * scipy.special.expit(u.ppf([0.25, 0.5, 0.75]))
+    assert middle == pytest.approx(multiplier)
+    assert got[0] == pytest.approx(middle, abs=1e-6)
+    assert got[1] == pytest.approx(max(0.0, 1.0 - (upper - lower)), abs=1e-6)
 
 
-def test_parity_with_an_independent_torch_network() -> None:
-    tensors = make_tensors(seed=4, hidden=32)
-    network = torch.nn.Sequential(
-        torch.nn.Linear(16, 32), torch.nn.Tanh(), torch.nn.Linear(32, 32), torch.nn.Tanh(), torch.nn.Linear(32, 2)
-    ).double()
-    with torch.no_grad():
-        for layer, number in ((0, 1), (2, 2), (4, 3)):
-            network[layer].weight.copy_(torch.from_numpy(tensors[f"w{number}"].T.copy()))
-            network[layer].bias.copy_(torch.from_numpy(tensors[f"b{number}"]))
-        states = make_states(1_000, seed=8)
-        states[0] = 50.0  # clipped at ten standard deviations
-        seen = (torch.from_numpy(states).double() - torch.from_numpy(tensors["mean"])) / torch.from_numpy(
-            tensors["std"]
-        )
-        shape = torch.nn.functional.softplus(network(seen.clamp(-10.0, 10.0))) + 1.0
-        beta = torch.distributions.Beta(shape[:, 0], shape[:, 1])
-        multiplier, confidence = 2.0 * beta.mean, 1.0 - beta.stddev / torch.distributions.Uniform(0.0, 1.0).stddev
-    got = Policy(tensors, {}).act(states)
-    np.testing.assert_allclose(got[0], multiplier.numpy(), atol=PARITY)
-    np.testing.assert_allclose(got[1], confidence.numpy(), atol=PARITY)
+def test_a_policy_that_knows_nothing_has_no_confidence() -> None:
+    """A distribution with the quartiles of the uniform one on [0, 2], 0.5 and 1.5, or even wider ones."""
+    sd = np.log(3.0) / scipy.stats.norm.ppf(0.75)
+    assert Policy(constant_tensors(1.0, sd), {}).act(make_states(1))[1] == pytest.approx(0.0, abs=1e-6)
+    assert Policy(constant_tensors(1.0, 4.0), {}).act(make_states(1))[1] == 0.0
+
+
+@pytest.mark.parametrize(("raw", "bound"), [(-50.0, LOG_SD_LOW), (-4.5, LOG_SD_LOW), (1.7, LOG_SD_HIGH), (90.0, 1.5)])
+def test_the_spread_of_u_is_clipped(raw: float, bound: float) -> None:
+    beyond, at = constant_tensors(0.05), constant_tensors(0.05)
+    beyond["b3"][0, 1], at["b3"][0, 1] = raw, bound
+    states = make_states(5)
+    for one, other in zip(Policy(beyond, {}).act(states), Policy(at, {}).act(states), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("multipliers", "confidence"),
+    [
+        ((1.5, 1.5), 1.0),
+        ((1e-9, 2.0 - 1e-9), 0.0),
+        ((0.5, 1.5), 0.5),
+        ((0.2, 0.8, 1.4), 1.0 - np.std([0.2, 0.8, 1.4])),
+        ((0.1,) * 4 + (0.9,) * 4, 0.6),
+    ],
+)
+def test_several_members_answer_their_mean_and_are_as_confident_as_they_agree(
+    multipliers: tuple[float, ...], confidence: float
+) -> None:
+    # How wide each one's own distribution is does not matter.
+    widths = np.geomspace(0.1, 4.0, len(multipliers))
+    members = [constant_member(m, sd) for m, sd in zip(multipliers, widths, strict=True)]
+    policy = Policy(stack(members), {})
+    states = make_states(4)
+    assert policy.members == len(multipliers)
+    for ask in (states, states[0]):
+        got = policy.act(ask)
+        np.testing.assert_allclose(got[0], np.mean(multipliers), atol=1e-6)
+        np.testing.assert_allclose(got[1], confidence, atol=1e-6)
+        own = np.broadcast_to(np.array(multipliers).reshape(-1, *[1] * (ask.ndim - 1)), (len(members), *ask.shape[:-1]))
+        np.testing.assert_allclose(policy.multipliers(ask), own, atol=1e-6)
+
+
+def test_each_members_answer_is_what_it_answers_alone() -> None:
+    members = [make_member(seed, hidden=32) for seed in (1, 2, 3)]
+    together, states = Policy(stack(members), {}), make_states(40)
+    for k, member in enumerate(members):
+        alone = Policy(stack([member]), {})
+        np.testing.assert_array_equal(together.multipliers(states)[k], alone.act(states)[0])
+        np.testing.assert_array_equal(alone.multipliers(states)[0], alone.act(states)[0])
+        np.testing.assert_array_equal(together.multipliers(states[7])[k], alone.act(states[7])[0])
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_the_same_state_gives_the_same_bytes_alone_and_nearly_them_in_a_batch(members: int) -> None:
+    policy = Policy(make_tensors(seed=3, hidden=128, scale=0.2, members=members), {})
+    states = make_states(200, seed=5)
+    batch = policy.act(states)
+    for once, again in zip(batch, policy.act(states.copy()), strict=True):
+        assert once.tobytes() == again.tobytes()
+    for row, state in enumerate(states):
+        alone = policy.act(state)
+        for ask in (state.copy(), state.tolist(), state.astype(np.float64), state[np.newaxis]):
+            for one, other in zip(alone, policy.act(ask), strict=True):
+                assert one.tobytes() == other.tobytes()
+        for one, many in zip(alone, batch, strict=True):
+            assert abs(float(one) - float(many[row])) < 2e-6
+
+
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("seed", [4, 5])
+def test_parity_with_an_independent_torch_network(seed: int, members: int) -> None:
+    states = make_states(1_000, seed=8)
+    states[0] = 50.0  # clipped at ten standard deviations
+    states[1] = -50.0
+    states[:, 13] = 0.5 + 1e-3 * (states[:, 13] - 0.5)  # hardly moves, far from 0
+    trained = [make_member(seed + k, hidden=32) for k in range(members)]
+    answers, gaps = [], []
+    for tensors in trained:
+        tensors["mean"][13], tensors["std"][13] = 0.5, 1e-4
+        network = torch.nn.Sequential(
+            torch.nn.Linear(16, 32), torch.nn.Tanh(), torch.nn.Linear(32, 32), torch.nn.Tanh(), torch.nn.Linear(32, 2)
+        ).double()
+        with torch.no_grad():
+            for layer, number in ((0, 1), (2, 2), (4, 3)):
+                network[layer].weight.copy_(torch.from_numpy(tensors[f"w{number}"].T.copy()))
+                network[layer].bias.copy_(torch.from_numpy(tensors[f"b{number}"]))
+            mean, std = (torch.from_numpy(tensors[name]) for name in ("mean", "std"))
+            seen = (torch.from_numpy(states).double() - mean) / std
+            assert (seen.abs() > OBSERVATION_CLIP).any()
+            m, raw = network(seen.clamp(-OBSERVATION_CLIP, OBSERVATION_CLIP)).unbind(-1)
+            u = torch.distributions.Normal(m, raw.clamp(LOG_SD_LOW, LOG_SD_HIGH).exp())
+            lower, middle, upper = (2.0 * torch.sigmoid(u.icdf(torch.tensor(p).double())) for p in (0.25, 0.5, 0.75))
+            answers.append(middle.numpy())
+            gaps.append((upper - lower).numpy())
+    policy = Policy(stack(trained), {})
+    multiplier, confidence = policy.act(states)
+    np.testing.assert_allclose(multiplier, np.mean(answers, axis=0), atol=PARITY)
+    np.testing.assert_allclose(policy.multipliers(states), answers, atol=PARITY)
+    expected = 1.0 - (np.std(answers, axis=0) if members > 1 else gaps[0])
+    np.testing.assert_allclose(confidence, np.maximum(expected, 0.0), atol=PARITY)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_a_number_that_is_none_comes_out_as_none(members: int) -> None:
+    policy = Policy(make_tensors(members=members), {})
+    state = make_states(2)
+    state[1, 4] = np.nan
+    assert np.isnan(policy.act(state[1])).all()
+    assert np.isnan(policy.act(state)).tolist() == [[False, True]] * 2
 
 
 @pytest.mark.parametrize("package", ["components", "layer3", "pipelines", "serving"])

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from layer3 import contract
 from layer3.agent.bars import Bars
-from layer3.agent.policy import Policy, save_policy
+from layer3.agent.policy import Policy, save_policy, stack
+
+Tensors = dict[str, NDArray[np.float32]]
 
 HOUR_NS = 3_600_000_000_000
 START = int(np.datetime64("2023-01-01", "ns").astype(np.int64))
@@ -54,8 +56,8 @@ def trend(prices: NDArray[np.float64], **columns: Any) -> Bars:
     return make_bars(n, **({**fixed, "base_fraction": np.full(n, 0.1)} | columns))
 
 
-def make_tensors(seed: int = 1, hidden: int = 8, scale: float = 1.0) -> dict[str, NDArray[np.float32]]:
-    """A random network."""
+def make_member(seed: int = 1, hidden: int = 8, scale: float = 1.0) -> Tensors:
+    """A random network: one member's tensors, without the leading axis."""
     rng = np.random.default_rng(seed)
     d = contract.STATE_DIM
     shapes = {
@@ -70,6 +72,11 @@ def make_tensors(seed: int = 1, hidden: int = 8, scale: float = 1.0) -> dict[str
     tensors["mean"] = rng.uniform(-0.5, 0.5, d).astype(np.float32)
     tensors["std"] = rng.uniform(0.3, 2.0, d).astype(np.float32)
     return tensors
+
+
+def make_tensors(seed: int = 1, hidden: int = 8, scale: float = 1.0, members: int = 1) -> Tensors:
+    """A random policy's tensors; its member k is ``make_member(seed + k)``."""
+    return stack([make_member(seed + k, hidden, scale) for k in range(members)])
 
 
 def make_states(n: int, seed: int = 1) -> NDArray[np.float32]:
@@ -100,15 +107,19 @@ def make_details(**changes: Any) -> dict[str, Any]:
     return {"symbol": "SYNTH-USD", "synthetic": True, "data": data, "seed": 1, "code_version": "abc", **changes}
 
 
-def make_policy(folder: Path, tensors: dict[str, NDArray[np.float32]] | None = None, **details: Any) -> Policy:
+def make_policy(folder: Path, tensors: Tensors | None = None, **details: Any) -> Policy:
     """A policy saved in ``folder``."""
     return save_policy(folder, tensors or make_tensors(), make_details(**details), make_states(100))
 
 
-def constant_tensors(alpha_minus_one: float = 1.0, beta_minus_one: float = 1.0) -> dict[str, NDArray[np.float32]]:
-    """A network that always answers ``Beta(1 + alpha_minus_one, 1 + beta_minus_one)``."""
-    tensors = make_tensors()
+def constant_member(multiplier: float = 1.0, sd: float = 1.0) -> Tensors:
+    """A network whose distribution is always that of ``2 sigmoid(u)`` with this median, in (0, 2), and u's ``sd``."""
+    tensors = make_member()
     tensors["w3"] = np.zeros_like(tensors["w3"])
-    wanted = np.array([alpha_minus_one, beta_minus_one])
-    tensors["b3"] = (wanted + np.log(-np.expm1(-wanted))).astype(np.float32)  # the inverse of softplus
+    tensors["b3"] = np.log([multiplier / (2.0 - multiplier), sd]).astype(np.float32)
     return tensors
+
+
+def constant_tensors(multiplier: float = 1.0, sd: float = 1.0) -> Tensors:
+    """A policy of the one member ``constant_member(multiplier, sd)``."""
+    return stack([constant_member(multiplier, sd)])

@@ -190,7 +190,7 @@ def test_an_evaluation_holds_all_four_tracks_and_where_they_came_from(policy: Po
 
 
 def test_a_constant_policy_of_one_is_kelly_only_and_does_not_ship(tmp_path: Path) -> None:
-    policy = make_policy(tmp_path, constant_tensors(2.0, 2.0))
+    policy = make_policy(tmp_path, constant_tensors(1.0))
     evaluation = evaluate(make_bars(800), range(800), policy, INFO)
     np.testing.assert_allclose(evaluation.tracks[POLICY].equity, evaluation.tracks[KELLY_ONLY].equity, rtol=1e-6)
     np.testing.assert_allclose(evaluation.tracks[POLICY].multiplier, 1.0, atol=1e-6)
@@ -200,7 +200,7 @@ def test_a_constant_policy_of_one_is_kelly_only_and_does_not_ship(tmp_path: Path
 
 
 def test_a_constant_policy_of_another_size_is_that_constant(tmp_path: Path) -> None:
-    policy = make_policy(tmp_path, constant_tensors(5.0, 1.0))
+    policy = make_policy(tmp_path, constant_tensors(1.5))
     bars = make_bars(600)
     track = evaluate(bars, range(600), policy, INFO).tracks[POLICY]
     expected = run(bars, range(600), {"x": constant(1.5)})["x"]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from layer3 import contract
-from layer3.agent.policy import Policy, save_policy
+from layer3.agent.policy import Policy, save_policy, stack
 from layer3.size import main
 from layer3.sizing.request import EXAMPLE
 
@@ -68,7 +68,7 @@ def release(store: Path) -> Policy:
     tensors = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
     tensors["std"] = np.ones(16, dtype=np.float32)
     states = rng.normal(0, 1, (32, 16)).astype(np.float32)
-    policy = save_policy(store / "scratch", tensors, {"data": {"end": "2025-01-01T00:00:00Z"}}, states)
+    policy = save_policy(store / "scratch", stack([tensors]), {"data": {"end": "2025-01-01T00:00:00Z"}}, states)
     (store / "models").mkdir()
     (store / "scratch").rename(store / "models" / policy.model_id)
     (store / "channels").mkdir()

@@ -21,7 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from layer3 import contract
-from layer3.agent.policy import Policy, save_policy
+from layer3.agent.policy import Policy, save_policy, stack
 from serving.candidate import _free_port as free_port_or_refuse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,25 +33,30 @@ def free_port() -> int:
     return free_port_or_refuse(None)
 
 
-def make_policy(folder: Path, seed: int = 1, **details: Any) -> Policy:
+def make_policy(folder: Path, seed: int = 1, members: int = 1, **details: Any) -> Policy:
     """A random policy that answers differently to different states."""
     random = np.random.default_rng(seed)
 
     def normal(*shape: int) -> np.ndarray:
         return (0.3 * random.normal(size=shape)).astype(np.float32)
 
-    tensors = {
-        "mean": normal(16),
-        "std": random.uniform(0.5, 1.5, 16).astype(np.float32),
-        "w1": normal(16, 128),
-        "b1": normal(128),
-        "w2": normal(128, 128),
-        "b2": normal(128),
-        "w3": normal(128, 2),
-        "b3": normal(2),
-    }
+    tensors = [
+        {
+            "mean": normal(16),
+            "std": random.uniform(0.5, 1.5, 16).astype(np.float32),
+            "w1": normal(16, 128),
+            "b1": normal(128),
+            "w2": normal(128, 128),
+            "b2": normal(128),
+            "w3": 0.3 * normal(128, 2),
+            # Distributions narrow enough that a single member is confident of something.
+            "b3": np.array([0.0, -1.0], dtype=np.float32),
+        }
+        for _ in range(members)
+    ]
     states = random.uniform(-1.0, 1.0, (64, contract.STATE_DIM)).astype(np.float32)
-    return save_policy(folder, tensors, {"data": {"end": "2026-01-01T00:00:00+00:00"}, "seed": seed, **details}, states)
+    details = {"data": {"end": "2026-01-01T00:00:00+00:00"}, "seed": seed, **details}
+    return save_policy(folder, stack(tensors), details, states)
 
 
 def edit_manifest(folder: Path, **changes: Any) -> None:

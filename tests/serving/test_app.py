@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
 from layer3 import contract, remote
-from layer3.agent.policy import Policy, load_policy
+from layer3.agent.policy import PARITY, Policy, load_policy
 from serving import app as app_module
 from serving import state_input
 from serving.app import create_app
@@ -56,6 +56,17 @@ def test_the_served_network_is_the_trained_network(client: Client, policy_folder
         assert abs(body["position_multiplier"] - pair["multiplier"]) <= 1e-5
         assert abs(body["confidence"] - pair["confidence"]) <= 1e-5
     assert len({pair["multiplier"] for pair in golden}) > 16
+
+
+def test_several_members_are_served_as_they_were_trained(tmp_path: Path) -> None:
+    policy = make_policy(tmp_path, members=3)
+    assert (load_policy(tmp_path).members, policy.members) == (3, 3)
+    with serve(create_app(str(tmp_path))) as client:
+        client.wait_for_health("ready")
+        for pair in policy.manifest["golden"]:
+            body = client.predict(pair["state"]).body
+            assert abs(body["position_multiplier"] - pair["multiplier"]) <= PARITY
+            assert abs(body["confidence"] - pair["confidence"]) <= PARITY
 
 
 def test_confidence_and_latency_are_measured_not_constant(client: Client) -> None:
