@@ -7,12 +7,13 @@ version refuses (:class:`layer3.errors.ContractError`).
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
+    "ACCOUNT_COLUMNS",
     "FEATURES",
     "MAX_EXPOSURE",
     "MULTIPLIER_HIGH",
@@ -22,6 +23,7 @@ __all__ = [
     "VERSION",
     "VOLATILITY_WINDOW",
     "WIN_RATE_TRADES",
+    "account_part",
     "build_state",
     "tier_of",
 ]
@@ -56,6 +58,8 @@ FEATURES: Final = (
     "cascade_risk",
 )
 STATE_DIM: Final = len(FEATURES)
+#: Where :func:`account_part` goes; the other columns depend on market and signal alone.
+ACCOUNT_COLUMNS: Final = (8, 9, 10, 14)
 
 _TIER_EDGES = np.array([0.2, 0.4, 0.6])
 
@@ -109,13 +113,25 @@ def build_state(
         state[..., 1 + offset] = sgn == value
     for offset in range(4):
         state[..., 4 + offset] = tr == offset + 1
-    # Clipped before it is scaled, so that no finite number overflows.
-    state[..., 8] = np.minimum(np.abs(held), MAX_EXPOSURE) / MAX_EXPOSURE
-    state[..., 9] = np.sign(held)
-    state[..., 10] = np.clip(pnl, -0.5, 0.5) * 2.0
+    for column, values in zip(ACCOUNT_COLUMNS, account_part(held, pnl, wins), strict=True):
+        state[..., column] = values
     state[..., 11] = np.clip(r1, -0.1, 0.1) * (100.0 / 10.0)
     state[..., 12] = np.clip(r4, -0.2, 0.2) * (100.0 / 20.0)
     state[..., 13] = np.clip(vol, 0.0, 0.1) / 0.1
-    state[..., 14] = np.clip(wins, 0.0, 1.0)
     state[..., 15] = np.clip(risk, 0.0, 1.0)
     return state
+
+
+def account_part(exposure: Any, unrealised_pnl: Any, win_rate: Any, xp: Any = np) -> tuple[Any, Any, Any, Any]:
+    """The state's ``ACCOUNT_COLUMNS``, float64 of the arguments' shape: size, side, unrealised P&L, win rate.
+
+    Arguments as for :func:`build_state`; ``xp`` is the module whose arrays they are, numpy or torch,
+    so that a training on a GPU sees the state that is served.
+    """
+    return (
+        # Clipped before it is scaled, so that no finite number overflows.
+        xp.clip(xp.abs(exposure), 0.0, MAX_EXPOSURE) / MAX_EXPOSURE,
+        xp.sign(exposure),
+        xp.clip(unrealised_pnl, -0.5, 0.5) * 2.0,
+        xp.clip(win_rate, 0.0, 1.0),
+    )

@@ -13,17 +13,14 @@ equity E and units u, ``x (E - k_s N) = u P + s N`` gives ``N = |x E - u P| / (1
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from layer3 import contract
 from layer3.errors import ConfigurationError
 
 __all__ = ["Costs", "Fill", "Ledger"]
-
-Floats = NDArray[np.float64]
 
 #: Relative size below which a target and what is held are the same, so that rounding never trades.
 _DUST: Final = 1e-12
@@ -47,97 +44,118 @@ class Costs:
 class Fill:
     """What one rebalancing did, each (n,): traded notional at mid price, cost paid, trades closed and their return."""
 
-    notional: Floats
-    cost: Floats
-    closed: NDArray[np.bool_]
-    trade_return: Floats
+    notional: Any
+    cost: Any
+    closed: Any
+    trade_return: Any
 
 
 class Ledger:
     """n accounts that trade one asset each.
 
-    Attributes, each (n,): ``cash``, ``units`` (signed), ``entry`` (average fill price of the open
-    position, 0 when flat), ``win_rate`` (share of winners among the last closed round trips).
+    Attributes, each (n,) float64: ``cash``, ``units`` (signed), ``entry`` (average fill price of the
+    open position, 0 when flat), ``win_rate`` (share of winners among the last closed round trips).
     A round trip runs from the fill that leaves flat (or flips) to the fill that ends that side;
     its return is measured on the equity at its start and carries its own costs.
+
+    ``xp`` is the module whose arrays are used, numpy or torch, on ``device``: the same lines run
+    in both, in float64, and give the same bits. With torch nothing waits for the device.
     """
 
-    def __init__(self, n: int, capital: float, costs: Costs) -> None:
+    def __init__(self, n: int, capital: float, costs: Costs, xp: Any = np, device: Any = None) -> None:
         if not capital > 0.0:
             raise ConfigurationError(f"capital is {capital}, expected a positive amount")
+        self._xp = xp
         self._costs = costs
         self._capital = float(capital)
-        self.cash = np.full(n, self._capital)
-        self.units = np.zeros(n)
-        self.entry = np.zeros(n)
-        self.win_rate = np.full(n, contract.NEUTRAL_WIN_RATE)
-        self._trade_start = np.full(n, self._capital)
-        self._wins = np.zeros((n, contract.WIN_RATE_TRADES))
-        self._trades = np.zeros(n, dtype=np.int64)
 
-    def reset(self, rows: NDArray[np.intp]) -> None:
-        """Give the accounts ``rows`` a fresh start: the initial capital, flat, no trades."""
-        self.cash[rows] = self._capital
-        self.units[rows] = 0.0
-        self.entry[rows] = 0.0
-        self.win_rate[rows] = contract.NEUTRAL_WIN_RATE
-        self._wins[rows] = 0.0
-        self._trades[rows] = 0
+        def full(value: float) -> Any:
+            return xp.full((n,), value, dtype=xp.float64, device=device)
 
-    def equity(self, price: Floats | float) -> Floats:
+        self.cash = full(self._capital)
+        self.units = full(0.0)
+        self.entry = full(0.0)
+        self.win_rate = full(contract.NEUTRAL_WIN_RATE)
+        self._trade_start = full(self._capital)
+        # The last trades as bits, the newest lowest, and how many there were.
+        self._wins = xp.zeros((n,), dtype=xp.int64, device=device)
+        self._trades = xp.zeros((n,), dtype=xp.int64, device=device)
+        counts = [row.bit_count() for row in range(2**contract.WIN_RATE_TRADES)]
+        self._winners = xp.asarray(counts, dtype=xp.float64, device=device)
+
+    #: What an account remembers; all of it, so that a run can be put down and taken up again.
+    FIELDS: Final = ("cash", "units", "entry", "win_rate", "_trade_start", "_wins", "_trades")
+
+    def reset(self, fresh: Any) -> None:
+        """Give the accounts where ``fresh`` (n,) is true a new start: the initial capital, flat, no trades."""
+        where = self._xp.where
+        self.cash = where(fresh, self._capital, self.cash)
+        self.units = where(fresh, 0.0, self.units)
+        self.entry = where(fresh, 0.0, self.entry)
+        self.win_rate = where(fresh, contract.NEUTRAL_WIN_RATE, self.win_rate)
+        self._wins = where(fresh, 0, self._wins)
+        self._trades = where(fresh, 0, self._trades)
+
+    def equity(self, price: Any) -> Any:
         """Cash plus position, (n,), marked at ``price``."""
-        return np.asarray(self.cash + self.units * price)
+        return self.cash + self.units * price
 
-    def exposure(self, price: Floats | float) -> Floats:
+    def exposure(self, price: Any) -> Any:
         """Signed fraction of equity held, (n,), marked at ``price``."""
-        return np.asarray(self.units * price / self.equity(price))
+        return self.units * price / self.equity(price)
 
-    def unrealised(self, price: Floats | float) -> Floats:
+    def unrealised(self, price: Any) -> Any:
         """Gain of the open position since its average entry, as a fraction, (n,); 0 when flat."""
         held = self.units != 0.0
-        moved = np.divide(price, self.entry, out=np.ones_like(self.entry), where=held) - 1.0
-        return np.asarray(np.sign(self.units) * moved)
+        moved = self._xp.where(held, price / self._xp.where(held, self.entry, 1.0), 1.0) - 1.0
+        return self._xp.sign(self.units) * moved
 
-    def rebalance(self, target: Floats | float, price: Floats | float) -> Fill:
+    def rebalance(self, target: Any, price: Any) -> Fill:
         """Trade every account to ``target`` exposure at ``price``, both (n,) or scalar.
 
         An account whose equity is used up can only be closed: its target is taken as 0.
         """
+        xp = self._xp
+        where, size_of, sign = xp.where, xp.abs, xp.sign
         before = self.equity(price)
+        target = xp.asarray(target)
         # A target of dust is no position: rounding would choose its side.
-        target = np.where((before > 0.0) & ~(np.abs(target) <= _DUST), target, 0.0)
+        target = where((before > 0.0) & ~(size_of(target) <= _DUST), target, 0.0)
         held = self.units * price
         gap = target * before - held
-        gap = np.where(np.abs(gap) <= _DUST * np.abs(before), 0.0, gap)
-        direction = np.sign(gap)
+        gap = where(size_of(gap) <= _DUST * size_of(before), 0.0, gap)
+        direction = sign(gap)
         slipped = direction * self._costs.slippage
         rate = self._costs.slippage + self._costs.commission * (1.0 + slipped)
         closing = target == 0.0
-        notional = np.where(closing, np.abs(held), np.abs(gap) / (1.0 + direction * target * rate))
+        notional = where(closing, size_of(held), size_of(gap) / (1.0 + direction * target * rate))
         cost = rate * notional
         fill_price = price * (1.0 + slipped)
-        delta = np.where(closing, -self.units, direction * notional / price)
+        delta = where(closing, -self.units, direction * notional / price)
         units = self.units + delta
 
-        old_side, new_side = np.sign(self.units), np.sign(units)
+        old_side, new_side = sign(self.units), sign(units)
         changed = new_side != old_side
         closed = changed & (old_side != 0.0)
-        after_close = before - rate * np.where(closed, np.abs(held), 0.0)
-        trade_return = np.where(closed, after_close / self._trade_start - 1.0, 0.0)
+        after_close = before - rate * where(closed, size_of(held), 0.0)
+        trade_return = where(closed, after_close / self._trade_start - 1.0, 0.0)
 
-        grows = ~changed & (np.abs(units) > np.abs(self.units))
-        size = np.abs(units)
-        blended = (np.abs(self.units) * self.entry + np.abs(delta) * fill_price) / np.where(size > 0.0, size, 1.0)
-        self.entry = np.where(changed, fill_price, np.where(grows, blended, self.entry)) * (new_side != 0.0)
-        self._trade_start = np.where(changed, after_close, self._trade_start)
+        size, old_size = size_of(units), size_of(self.units)
+        grows = ~changed & (size > old_size)
+        blended = (old_size * self.entry + size_of(delta) * fill_price) / where(size > 0.0, size, 1.0)
+        self.entry = where(changed, fill_price, where(grows, blended, self.entry)) * (new_side != 0.0)
+        self._trade_start = where(changed, after_close, self._trade_start)
         self.cash = self.cash - delta * price - cost
         self.units = units
-        rows = np.flatnonzero(closed)
-        if rows.size:
-            self._remember(rows, trade_return[rows] > 0.0)
+        # On a GPU the question itself would cost more than remembering.
+        if xp is not np or closed.any():
+            self._remember(closed, trade_return > 0.0)
         return Fill(notional, cost, closed, trade_return)
 
-    def _remember(self, rows: NDArray[np.intp], won: NDArray[np.bool_]) -> None:
-        self._wins[rows, self._trades[rows] % contract.WIN_RATE_TRADES] = won
-        self._trades[rows] += 1
-        self.win_rate[rows] = self._wins[rows].sum(axis=1) / np.minimum(self._trades[rows], contract.WIN_RATE_TRADES)
+    def _remember(self, closed: Any, won: Any) -> None:
+        where, last = self._xp.where, contract.WIN_RATE_TRADES
+        # Times one: an integer beside integers in either module.
+        self._wins = where(closed, ((self._wins << 1) | (won * 1)) & (2**last - 1), self._wins)
+        self._trades = self._trades + closed * 1
+        rate = self._winners[self._wins] / self._xp.clip(self._trades, 1, last)
+        self.win_rate = where(closed, rate, self.win_rate)

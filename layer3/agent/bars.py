@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from layer3.market.signals import with_signals
 from layer3.sizing.config import ChainConfig
 from layer3.sizing.history import replay
 
-__all__ = ["Bars", "load_bars", "prepare", "save_bars"]
+__all__ = ["Bars", "concatenate", "load_bars", "prepare", "save_bars"]
 
 _INFO = b"himari"
 
@@ -56,6 +56,11 @@ class Bars:
     def interval_seconds(self) -> int:
         """Length of a bar."""
         return int(self.timestamp[1] - self.timestamp[0]) // 1_000_000_000
+
+
+def concatenate(parts: Sequence[Bars]) -> Bars:
+    """Several histories one after another. Windows must be chosen so that none crosses a seam."""
+    return Bars(**{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Bars)})
 
 
 def prepare(

@@ -12,11 +12,17 @@ The reward prices risk in absolute terms, in units of 1 % of equity:
 so that doubling the size doubles the gain and quadruples the price of risk, and the best size is
 identified. ``b_t``, what multiplier 1 earns in the same bar before costs, depends on no action: it
 takes noise away and changes no preference. (A Sharpe-shaped reward hardly changes with the size, and cannot teach it.)
+
+The same lines run on numpy arrays and on torch tensors (``xp``), so that on a GPU the accounts stay
+there and no step waits for the host. Prices, money and rewards are float64, states float32. The two
+give the same money and states bit for bit; rewards differ by the last bit of the logarithm.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +32,12 @@ from layer3.agent.bars import Bars
 from layer3.errors import ConfigurationError, TrainingError
 from layer3.ledger import Costs, Fill, Ledger
 
-__all__ = ["Account", "EnvironmentConfig", "Step", "TradingEnvironment", "target_exposure"]
+__all__ = ["Account", "EnvironmentConfig", "Step", "TradingEnvironment", "episode_starts"]
 
-Floats = NDArray[np.float64]
-States = NDArray[np.float32]
+#: Smallest ratio of equity over one bar that counts; at or below it the account is ruined.
+_RUIN: Final = 1e-9
+#: What the next step depends on, besides the ledger, the ages and the clock.
+_CURSOR: Final = ("_at", "_squares", "_square_sum")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,105 +74,171 @@ class EnvironmentConfig:
 class Step:
     """What one step of n windows gave.
 
-    ``states`` (n, 16) to act on next; ``reward`` (n,); ``truncated`` (n,) marks windows that ran
-    into the time limit and were started afresh, ``final_states`` (n, 16) what they would have seen.
+    ``states`` (n, 16) to act on next; ``reward`` (n,) in percent of equity; ``growth`` (n,) log growth of equity;
+    ``terminated`` (n,) marks ruined accounts, ``truncated`` (n,) windows that ran into the time limit: both were
+    started afresh, and ``final_states`` (n, 16) is what they would have seen. ``truncated`` is always numpy's:
+    it is known without asking the device.
     """
 
-    states: States
-    reward: Floats
+    states: Any
+    reward: Any
+    growth: Any
+    terminated: Any
     truncated: NDArray[np.bool_]
-    final_states: States
-
-
-def target_exposure(bars: Bars, at: NDArray[np.intp], multiplier: Floats, max_exposure: float) -> Floats:
-    """Signed fraction of equity to hold after bars ``at`` (n,), multipliers (n,) clipped to [0, 2] first."""
-    bounded = np.clip(multiplier, contract.MULTIPLIER_LOW, contract.MULTIPLIER_HIGH)
-    return np.asarray(np.clip(bars.direction[at] * bars.base_fraction[at] * bounded, -max_exposure, max_exposure))
+    final_states: Any
 
 
 class Account:
-    """n accounts walking over one history: the common core of training and judging."""
+    """n accounts walking over one history: the common core of training and judging.
 
-    def __init__(self, bars: Bars, n: int, config: EnvironmentConfig) -> None:
-        self.bars = bars
-        self.config = config
-        self.ledger = Ledger(n, config.capital, config.costs)
+    ``xp`` is numpy, or torch for a GPU; what the policy does not move is put on the ``device`` once.
+    """
 
-    def observe(self, at: NDArray[np.intp]) -> States:
-        """States (n, 16) at the close of bars ``at``."""
-        bars, close = self.bars, self.bars.close[at]
-        return contract.build_state(
-            confidence=bars.confidence[at],
-            side=bars.signal_side[at],
-            tier=bars.tier[at],
-            exposure=self.ledger.exposure(close),
-            unrealised_pnl=self.ledger.unrealised(close),
-            return_1h=bars.return_1h[at],
-            return_4h=bars.return_4h[at],
-            volatility=bars.volatility[at],
-            win_rate=self.ledger.win_rate,
-            cascade_risk=bars.cascade_risk[at],
+    def __init__(self, bars: Bars, n: int, config: EnvironmentConfig, xp: Any = np, device: Any = None) -> None:
+        self._xp = xp
+        self._config = config
+        self.ledger = Ledger(n, config.capital, config.costs, xp, device)
+        flat = contract.build_state(
+            confidence=bars.confidence,
+            side=bars.signal_side,
+            tier=bars.tier,
+            exposure=0.0,
+            unrealised_pnl=0.0,
+            return_1h=bars.return_1h,
+            return_4h=bars.return_4h,
+            volatility=bars.volatility,
+            win_rate=contract.NEUTRAL_WIN_RATE,
+            cascade_risk=bars.cascade_risk,
         )
+        self.flat_states = xp.asarray(flat, device=device)
+        """(bars, 16): what an account without a position and a past sees at each bar."""
+        self.open = xp.asarray(bars.open.copy(), device=device)
+        self.close = xp.asarray(bars.close.copy(), device=device)
+        self.base = xp.asarray(bars.direction * bars.base_fraction, device=device)
+        """(bars,): signed exposure of multiplier 1."""
 
-    def trade(self, at: NDArray[np.intp], exposure: Floats) -> tuple[Fill, Floats]:
-        """Trade to ``exposure`` at the open after bars ``at``; also the log growth until the next open, (n,)."""
-        opens = self.bars.open
-        before = self.ledger.equity(opens[at + 1])
-        fill = self.ledger.rebalance(exposure, opens[at + 1])
-        after = self.ledger.equity(opens[at + 2])
+    def observe(self, at: Any) -> Any:
+        """States (n, 16) float32 at the close of bars ``at`` (n,)."""
+        close, ledger = self.close[at], self.ledger
+        states = self.flat_states[at]
+        account = contract.account_part(ledger.exposure(close), ledger.unrealised(close), ledger.win_rate, self._xp)
+        for column, values in zip(contract.ACCOUNT_COLUMNS, account, strict=True):
+            states[:, column] = values
+        return states
+
+    def target(self, at: Any, multiplier: Any) -> Any:
+        """Signed fraction of equity to hold after bars ``at`` (n,), multipliers (n,) clipped to [0, 2] first."""
+        clip, cap = self._xp.clip, self._config.max_exposure
+        return clip(self.base[at] * clip(multiplier, contract.MULTIPLIER_LOW, contract.MULTIPLIER_HIGH), -cap, cap)
+
+    def trade(self, at: Any, exposure: Any) -> tuple[Fill, Any, Any]:
+        """Trade to ``exposure`` at the open after bars ``at``: the fill, log growth to the next open, ruined; (n,)."""
+        price, later = self.open[at + 1], self.open[at + 2]
+        before = self.ledger.equity(price)
+        fill = self.ledger.rebalance(exposure, price)
+        ratio = self.ledger.equity(later) / before
         # An account that lost everything in one bar keeps a finite, very bad, record.
-        return fill, np.log(np.maximum(after, 1e-9 * before) / before)
+        return fill, self._xp.log(self._xp.clip(ratio, _RUIN, None)), ~(ratio > _RUIN)
 
 
-class TradingEnvironment:
-    """n windows of ``episode_steps`` decisions, drawn at random from ``window`` of the history."""
+def episode_starts(windows: Sequence[range], config: EnvironmentConfig) -> NDArray[np.intp]:
+    """Every bar of ``windows`` at which an episode may start, so that it ends within its window.
 
-    def __init__(self, bars: Bars, window: range, n: int, config: EnvironmentConfig, rng: np.random.Generator) -> None:
-        last_start = window.stop - config.episode_steps - 2
-        if last_start < window.start:
+    Raises
+    ------
+    TrainingError : a window cannot hold an episode
+    """
+    starts = []
+    for window in windows:
+        last = window.stop - config.episode_steps - 2
+        if last < window.start:
             raise TrainingError(
                 f"{len(window):,} bars cannot hold an episode of {config.episode_steps:,} decisions: "
                 f"supply at least {config.episode_steps + 2:,} bars, or shorten the episode"
             )
-        self._account = Account(bars, n, config)
-        self._config = config
-        self._rng = rng
-        self._starts = range(window.start, last_start + 1)
-        self._n = n
-        self._at = np.zeros(n, dtype=np.intp)
-        self._age = np.zeros(n, dtype=np.int64)
-        self._squares = np.zeros((n, config.reward_window))
-        held = bars.direction * bars.base_fraction
-        self._baseline = np.zeros(len(bars))
-        self._baseline[:-2] = held[:-2] * (bars.open[2:] / bars.open[1:-1] - 1.0)
+        starts.append(np.arange(window.start, last + 1, dtype=np.intp))
+    return np.concatenate(starts)
 
-    def reset(self) -> States:
-        """Start every window anew; ages are staggered so that the windows do not end all at once."""
-        self._restart(np.arange(self._n))
-        self._age = np.arange(self._n) * self._config.episode_steps // self._n
+
+class TradingEnvironment:
+    """n windows of ``episode_steps`` decisions side by side; where they start is told from outside.
+
+    It draws nothing itself, so that a caller can give every policy of a population its own stream,
+    and rows never depend on each other.
+    """
+
+    def __init__(self, bars: Bars, n: int, config: EnvironmentConfig, xp: Any = np, device: Any = None) -> None:
+        self._account = Account(bars, n, config, xp, device)
+        self._config = config
+        self._xp = xp
+        self._device = device
+        self._n = n
+        self._at = xp.zeros((n,), dtype=xp.int64, device=device)
+        self._age = np.zeros(n, dtype=np.int64)
+        self._clock = 0
+        self._squares = xp.zeros((config.reward_window, n), dtype=xp.float64, device=device)
+        self._square_sum = xp.zeros((n,), dtype=xp.float64, device=device)
+        held = bars.direction * bars.base_fraction
+        baseline = np.zeros(len(bars))
+        baseline[:-2] = held[:-2] * (bars.open[2:] / bars.open[1:-1] - 1.0)
+        self._baseline = xp.asarray(baseline, device=device)
+
+    def reset(self, starts: Any, ages: Any = 0) -> Any:
+        """Start every window anew at bars ``starts`` (n,); its states (n, 16).
+
+        ``ages`` (n,) are the decisions by which a window's first episode is shorter, so that not all end at once.
+        """
+        self._age[:] = ages
+        self._restart(self._xp.ones((self._n,), dtype=self._xp.bool, device=self._device), starts)
         return self._account.observe(self._at)
 
-    def step(self, multiplier: Floats) -> Step:
-        """Apply multipliers (n,) in [0, 2]."""
-        config = self._config
-        exposure = target_exposure(self._account.bars, self._at, multiplier, config.max_exposure)
-        _, growth = self._account.trade(self._at, exposure)
-        self._squares[:, :-1] = self._squares[:, 1:]
-        self._squares[:, -1] = growth**2
-        risk = 0.5 * config.risk_aversion * self._squares.mean(axis=1)
-        reward = 100.0 * (growth - self._baseline[self._at] - risk)
+    def step(self, multiplier: Any, starts: Any) -> Step:
+        """Apply multipliers (n,) in [0, 2]; windows that end here begin again at bars ``starts`` (n,)."""
+        xp, config, account = self._xp, self._config, self._account
+        baseline = self._baseline[self._at]
+        _, growth, terminated = account.trade(self._at, account.target(self._at, multiplier))
+        slot = self._clock % config.reward_window
+        square = growth * growth
+        # A sum that is carried along may end a hair below zero.
+        self._square_sum = xp.clip(self._square_sum + (square - self._squares[slot]), 0.0, None)
+        self._squares[slot] = square
+        risk = 0.5 * config.risk_aversion / config.reward_window * self._square_sum
+        reward = 100.0 * (growth - baseline - risk)
+        self._clock += 1
         self._at = self._at + 1
         self._age += 1
-        final_states = states = self._account.observe(self._at)
+        final_states = states = account.observe(self._at)
+        # A ruined account's next episode ends when its own would have: the ages stay known on this side.
         truncated = self._age >= config.episode_steps
-        rows = np.flatnonzero(truncated)
-        if rows.size:
-            self._restart(rows)
-            states = self._account.observe(self._at)
-        return Step(states, reward, truncated, final_states)
+        self._age[truncated] = 0
+        if truncated.any() or xp is not np or terminated.any():
+            fresh = terminated | xp.asarray(truncated, device=self._device)
+            self._restart(fresh, starts)
+            states = xp.where(fresh[:, None], account.flat_states[self._at], final_states)
+        return Step(states, reward, growth, terminated, truncated, final_states)
 
-    def _restart(self, rows: NDArray[np.intp]) -> None:
-        self._account.ledger.reset(rows)
-        self._at[rows] = self._rng.integers(self._starts.start, self._starts.stop, size=rows.size)
-        self._age[rows] = 0
-        self._squares[rows] = 0.0
+    def _restart(self, fresh: Any, starts: Any) -> None:
+        where = self._xp.where
+        self._account.ledger.reset(fresh)
+        self._at = where(fresh, starts, self._at)
+        self._squares = where(fresh, 0.0, self._squares)
+        self._square_sum = where(fresh, 0.0, self._square_sum)
+
+    def snapshot(self) -> dict[str, NDArray[Any]]:
+        """Everything that the next step depends on, numpy arrays (..., n); :meth:`restore` takes it up again."""
+        own = {name: getattr(self, name) for name in _CURSOR}
+        money = {f"ledger.{name}": getattr(self._account.ledger, name) for name in Ledger.FIELDS}
+        arrays = {
+            name: np.asarray(value.cpu() if self._xp is not np else value) for name, value in (own | money).items()
+        }
+        return arrays | {"_age": self._age.copy(), "_clock": np.full(self._n, self._clock)}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> Any:
+        """Go on from a :meth:`snapshot`; the states (n, 16) to act on next."""
+        for name in _CURSOR:
+            setattr(self, name, self._xp.asarray(arrays[name], device=self._device))
+        for name in Ledger.FIELDS:
+            setattr(self._account.ledger, name, self._xp.asarray(arrays[f"ledger.{name}"], device=self._device))
+        self._age = arrays["_age"].copy()
+        self._clock = int(arrays["_clock"][0])
+        return self._account.observe(self._at)

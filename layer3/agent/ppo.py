@@ -1,35 +1,42 @@
 """Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347) for one number in [0, 2].
 
-Read it top to bottom: configuration, networks, advantages, one update, the loop. The actor gives
-a Beta distribution (Chou et al. 2017) on [0, 1] that is stretched to the multiplier's range, so
-that no probability lies outside the bounds and nothing has to be clipped.
+Read it top to bottom: configuration, what is told after an update, the action's distribution,
+advantages, and the two halves of an update. Everything has a leading axis of C policies that learn
+side by side and never touch each other (:mod:`layer3.agent.population` holds the loop).
+
+The actor's action is ``2 sigmoid(u)`` with ``u ~ Normal(m, s)``: no probability lies outside
+[0, 2], nothing is clipped, and since the map from u to the action has no parameters, ratios of
+densities are those of u. The slopes of both losses are written out; tests compare them with autograd.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from layer3 import contract
-from layer3.agent.bars import Bars
-from layer3.agent.environment import EnvironmentConfig, TradingEnvironment
-from layer3.agent.policy import OBSERVATION_CLIP
-from layer3.errors import ConfigurationError, TrainingError
+from layer3.agent.networks import Adam, Network
+from layer3.agent.policy import LOG_SD_HIGH, LOG_SD_LOW
+from layer3.errors import ConfigurationError
 
-__all__ = ["PPOConfig", "Progress", "Trained", "generalised_advantages", "train"]
-
-Floats = NDArray[np.float64]
-States = NDArray[np.float32]
-
-#: Keeps sampled actions off the ends of [0, 1], where the Beta's log-density may be infinite.
-_ACTION_MARGIN: Final = 1e-6
+__all__ = [
+    "ActorFigures",
+    "Experience",
+    "PPOConfig",
+    "Progress",
+    "actor_slope",
+    "advantages_of",
+    "entropy",
+    "generalised_advantages",
+    "improve_actor",
+    "improve_critic",
+    "log_density",
+    "values_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +53,11 @@ class PPOConfig:
     batch: int = 1_024
     """Samples per gradient step."""
     epochs: int = 4
-    """Passes over each rollout."""
+    """Passes over each rollout, unless ``target_kl`` ends them."""
     learning_rate: float = 6e-4
-    """Adam's rate at the start; it falls linearly to 5 % of that."""
+    """Adam's rate at the start."""
+    final_rate: float = 0.05
+    """Share of the rate that is left at the end; it falls linearly."""
     gamma: float = 0.99
     """Discount per bar."""
     gae_lambda: float = 0.95
@@ -56,338 +65,261 @@ class PPOConfig:
     clip: float = 0.2
     """Largest change of a probability ratio that still earns gradient."""
     entropy: float = 1e-3
-    """Weight of the distribution's entropy."""
+    """Weight of the entropy of the action's distribution."""
     value: float = 0.5
     """Weight of the critic's squared error."""
     max_gradient: float = 0.5
     """Largest gradient norm, for actor and critic each."""
+    target_kl: float = 0.1
+    """Divergence from the rollout's policy at which the actor's epochs end; a healthy run stays far below."""
     hidden: int = 128
     """Width of both hidden layers."""
-    threads: int = 1
-    """Torch's CPU threads; fixed, because another number sums in another order."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "environments", "rollout", "batch", "epochs", "hidden", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"ppo: {name} = {getattr(self, name)}, expected at least 1")
-        for name in ("learning_rate", "clip", "max_gradient"):
-            if not getattr(self, name) > 0.0:
+        for name in ("steps", "environments", "rollout", "batch", "epochs", "hidden"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigurationError(f"ppo: {name} = {value}, expected a whole number of at least 1")
+        for name in ("learning_rate", "clip", "max_gradient", "target_kl"):
+            if not 0.0 < getattr(self, name) < math.inf:
                 raise ConfigurationError(f"ppo: {name} = {getattr(self, name)}, expected a positive number")
-        for name in ("gamma", "gae_lambda"):
+        for name in ("entropy", "value"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ConfigurationError(f"ppo: {name} = {getattr(self, name)}, expected a number of at least 0")
+        for name in ("gamma", "gae_lambda", "final_rate"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise ConfigurationError(f"ppo: {name} = {getattr(self, name)}, expected a number in (0, 1]")
-        if self.steps < self.environments * self.rollout:
+        if self.steps < self.samples:
             raise ConfigurationError(
-                f"ppo: steps = {self.steps:,} is less than one rollout of {self.environments * self.rollout:,}"
+                f"ppo: steps = {self.steps:,} is less than one rollout of {self.environments} windows x "
+                f"{self.rollout} steps = {self.samples:,}"
             )
+
+    @property
+    def samples(self) -> int:
+        """Samples of one rollout."""
+        return self.environments * self.rollout
+
+    @property
+    def updates(self) -> int:
+        """Rollouts, each followed by an update."""
+        return self.steps // self.samples
+
+    def rate(self, update: int) -> float:
+        """Adam's rate in update number ``update``, from 0."""
+        return self.learning_rate * (1.0 - (1.0 - self.final_rate) * update / self.updates)
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where training stands after an update; rewards are per step, in percent of equity."""
+    """Where one policy stands after an update."""
 
     steps: int
     total_steps: int
     seconds: float
     reward: float
+    """Mean per step, in percent of equity."""
+    sharpe: float
+    """Annualised, of the log growth of this update's windows taken together; 0 where nothing moved."""
     multiplier_mean: float
     multiplier_sd: float
+    """Spread of the multipliers that were tried, over states and draws."""
     entropy: float
+    """Of the action's distribution on [0, 2], in nats; log 2 is the most there is."""
     kl: float
     clip_fraction: float
     explained_variance: float
+    learning_rate: float
+    gradient: float
+    """Norm of the actor's gradient before it was cut, mean over the gradient steps."""
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """Tensors for :func:`layer3.agent.policy.save_policy`, observed states (n, 16), and the curves."""
+class Experience:
+    """A rollout of T steps of n windows for C policies, as views of the population's.
 
-    tensors: dict[str, States]
-    states: States
-    curves: tuple[Progress, ...]
+    ``states`` (C, T, n, 16) and ``last_states`` (C, n, 16) normalised; ``actions`` (C, T, n) the u's; ``log_density``
+    of them when drawn; ``rewards`` (C, T, n); ``terminated`` (C, T, n) and ``truncated`` (T, n) bool;
+    ``final_states`` (C, r, 16): what the r truncated windows would have seen, in the order of ``truncated``'s rows.
+    """
 
-
-class _Networks(nn.Module):
-    """Separate actor (alpha, beta of a Beta distribution) and critic."""
-
-    def __init__(self, hidden: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.actor = _mlp(hidden, 2, 0.01, generator)
-        self.critic = _mlp(hidden, 1, 1.0, generator)
-
-    def distribution(self, states: Tensor) -> torch.distributions.Beta:
-        shape = nn.functional.softplus(self.actor(states)) + 1.0
-        return torch.distributions.Beta(shape[..., 0], shape[..., 1], validate_args=False)
-
-    def value(self, states: Tensor) -> Tensor:
-        return torch.as_tensor(self.critic(states)).squeeze(-1)
+    states: Tensor
+    last_states: Tensor
+    actions: Tensor
+    log_density: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    final_states: Tensor
 
 
-def _mlp(hidden: int, outputs: int, last_gain: float, generator: torch.Generator) -> nn.Sequential:
-    sizes = ((contract.STATE_DIM, hidden, 2**0.5), (hidden, hidden, 2**0.5), (hidden, outputs, last_gain))
-    layers: list[nn.Module] = []
-    for inputs, width, gain in sizes:
-        # The usual constructor would draw weights from the caller's global stream.
-        linear = nn.utils.skip_init(nn.Linear, inputs, width)
-        nn.init.orthogonal_(linear.weight, gain, generator=generator)
-        nn.init.zeros_(linear.bias)
-        layers += [linear, nn.Tanh()]
-    return nn.Sequential(*layers[:-1])
+@dataclass(frozen=True, slots=True)
+class ActorFigures:
+    """What the actor's half of an update measured, each (C,)."""
+
+    kl: Tensor
+    clip_fraction: Tensor
+    gradient: Tensor
+    entropy: Tensor
+
+
+def log_density(action: Tensor, mean: Tensor, log_sd: Tensor) -> Tensor:
+    """Log-density of u under Normal(m, s), less the constant -log(2 pi) / 2."""
+    return -0.5 * ((action - mean) * torch.exp(-log_sd)).square_() - log_sd
+
+
+def bounded_log_sd(raw: Tensor) -> Tensor:
+    """The network's second number as a log standard deviation."""
+    return raw.clamp(LOG_SD_LOW, LOG_SD_HIGH)
+
+
+_NODES: Final = np.polynomial.hermite_e.hermegauss(8)
+
+
+def _quadrature(like: Tensor) -> tuple[Tensor, Tensor]:
+    nodes, weights = (torch.as_tensor(part, dtype=like.dtype, device=like.device) for part in _NODES)
+    return nodes, weights / math.sqrt(2.0 * math.pi)
+
+
+def entropy(mean: Tensor, log_sd: Tensor) -> Tensor:
+    """Differential entropy of ``2 sigmoid(u)`` on [0, 2], in nats.
+
+    ``H(u) + E log |d action / d u|``, the expectation by Gauss-Hermite quadrature with 8 nodes.
+    """
+    nodes, weights = _quadrature(mean)
+    u = mean.unsqueeze(-1) + torch.exp(log_sd).unsqueeze(-1) * nodes
+    stretch = torch.nn.functional.logsigmoid(u) + torch.nn.functional.logsigmoid(-u)
+    return log_sd + 0.5 * math.log(2.0 * math.pi * math.e) + math.log(2.0) + stretch @ weights
+
+
+def _entropy_slopes(mean: Tensor, log_sd: Tensor) -> tuple[Tensor, Tensor]:
+    nodes, weights = _quadrature(mean)
+    sd = torch.exp(log_sd).unsqueeze(-1)
+    tilt = torch.sigmoid(mean.unsqueeze(-1) + sd * nodes).mul_(-2.0).add_(1.0)
+    return tilt @ weights, 1.0 + (tilt * sd) @ (weights * nodes)
 
 
 def generalised_advantages(
-    rewards: Floats, values: Floats, next_values: Floats, truncated: NDArray[np.bool_], gamma: float, lam: float
-) -> Floats:
-    """Generalised advantage estimates (Schulman et al. 2016, arXiv:1506.02438), shape (t, n).
+    rewards: Tensor, values: Tensor, next_values: Tensor, ended: Tensor, gamma: float, lam: float
+) -> Tensor:
+    """Generalised advantage estimates (Schulman et al. 2016, arXiv:1506.02438), shape (C, T, n).
 
-    ``next_values[k]`` is the value of the state that step k led to *before* any restart: an
-    episode that ends at its time limit is bootstrapped from there, and no advantage flows back
-    across the restart.
+    ``next_values[:, k]`` is the value of what step k led to *before* any restart: the critic's
+    where an episode ran into its time limit (it is bootstrapped there), 0 where the account was
+    ruined. Where ``ended``, no advantage flows back across the restart.
     """
-    advantages = np.empty_like(rewards)
-    tail = np.zeros(rewards.shape[1])
     deltas = rewards + gamma * next_values - values
-    for k in range(len(rewards) - 1, -1, -1):
-        tail = deltas[k] + gamma * lam * np.where(truncated[k], 0.0, tail)
-        advantages[k] = tail
+    keep = torch.where(ended, 0.0, gamma * lam)
+    advantages = torch.empty_like(deltas)
+    tail = torch.zeros_like(deltas[:, 0])
+    for k in range(deltas.shape[1] - 1, -1, -1):
+        tail = deltas[:, k] + keep[:, k] * tail
+        advantages[:, k] = tail
     return advantages
 
 
-@dataclass(frozen=True, slots=True)
-class _Rollout:
-    states: Tensor
-    """(t * n, 16), normalised"""
-    actions: Tensor
-    """(t * n,), in (0, 1)"""
-    rewards: Floats
-    truncated: NDArray[np.bool_]
-    next_states: Tensor
-    """(t * n, 16), normalised: what each step led to, before any restart"""
+def values_of(critic: Network, weights: Tensor, states: Tensor, batch: int) -> Tensor:
+    """The critic's values (C, m) of ``states`` (C, m, 16), at most ``batch`` rows at a time."""
+    pieces = [critic.forward(weights, piece)[..., 0] for piece in states.split(batch, dim=1)]
+    return torch.cat(pieces, dim=1)
 
 
-class _Normaliser:
-    """Fixed centre and scale of the observations, measured once under random multipliers."""
-
-    def __init__(self, states: States) -> None:
-        self.mean = states.mean(axis=0, dtype=np.float64).astype(np.float32)
-        deviation = states.std(axis=0, dtype=np.float64)
-        # A number that never varies (an absent tier, a missing feed) keeps its own scale.
-        self.std = np.where(deviation > 1e-4, deviation, 1.0).astype(np.float32)
-
-    def __call__(self, states: States) -> Tensor:
-        return torch.from_numpy(np.clip((states - self.mean) / self.std, -OBSERVATION_CLIP, OBSERVATION_CLIP))
-
-
-def _explore(environment: TradingEnvironment, steps: int, n: int, rng: np.random.Generator) -> States:
-    """States (steps * n, 16) met under multipliers that are random and held for a while."""
-    seen = [environment.reset()]
-    multiplier = rng.uniform(contract.MULTIPLIER_LOW, contract.MULTIPLIER_HIGH, n)
-    for _ in range(steps - 1):
-        changed = rng.random(n) < 0.1
-        multiplier = np.where(changed, rng.uniform(contract.MULTIPLIER_LOW, contract.MULTIPLIER_HIGH, n), multiplier)
-        seen.append(environment.step(multiplier).states)
-    return np.concatenate(seen)
+def advantages_of(
+    critic: Network, weights: Tensor, seen: Experience, config: PPOConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised advantages, the critic's goals, and its explained variance: (C, T n), (C, T n), (C,)."""
+    c, t, n = seen.rewards.shape
+    values = values_of(critic, weights, seen.states.flatten(1, 2), config.batch).view(c, t, n)
+    following = torch.empty_like(values)
+    following[:, :-1] = values[:, 1:]
+    following[:, -1] = values_of(critic, weights, seen.last_states, config.batch)
+    if seen.final_states.shape[1]:
+        following[:, seen.truncated] = values_of(critic, weights, seen.final_states, config.batch)
+    following = torch.where(seen.terminated, 0.0, following)
+    ended = seen.terminated | seen.truncated
+    advantages = generalised_advantages(seen.rewards, values, following, ended, config.gamma, config.gae_lambda)
+    goals = (advantages + values).flatten(1)
+    spread = goals.var(dim=1)
+    explained = torch.where(spread > 0.0, 1.0 - advantages.flatten(1).var(dim=1) / spread, 0.0)
+    flat = advantages.flatten(1)
+    flat = (flat - flat.mean(1, keepdim=True)) / (flat.std(1, keepdim=True) + 1e-8)
+    return flat, goals, explained
 
 
-def _collect(
-    environment: TradingEnvironment,
-    networks: _Networks,
-    normalise: _Normaliser,
-    states: States,
-    config: PPOConfig,
-    rng: np.random.Generator,
-    device: torch.device,
-) -> tuple[_Rollout, States]:
-    seen, taken, rewards, truncated, led_to = [], [], [], [], []
-    for _ in range(config.rollout):
-        observed = normalise(states).to(device)
-        with torch.no_grad():
-            beta = networks.distribution(observed)
-            alpha, other = beta.concentration1.cpu().numpy(), beta.concentration0.cpu().numpy()
-        action = np.clip(rng.beta(alpha, other), _ACTION_MARGIN, 1.0 - _ACTION_MARGIN).astype(np.float32)
-        step = environment.step(contract.MULTIPLIER_HIGH * action.astype(np.float64))
-        seen.append(observed)
-        taken.append(torch.from_numpy(action))
-        rewards.append(step.reward)
-        truncated.append(step.truncated)
-        led_to.append(normalise(step.final_states))
-        states = step.states
-    return (
-        _Rollout(
-            torch.cat(seen),
-            torch.cat(taken).to(device),
-            np.stack(rewards),
-            np.stack(truncated),
-            torch.cat(led_to).to(device),
-        ),
-        states,
-    )
+def actor_slope(
+    outputs: Tensor, actions: Tensor, old: Tensor, advantages: Tensor, config: PPOConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Slope of the actor's loss by its ``outputs`` (C, B, 2), and KL and clip fraction of the batch, (C,).
 
-
-def _batches(n: int, config: PPOConfig, generator: torch.Generator) -> Iterator[Tensor]:
-    for _ in range(config.epochs):
-        yield from torch.randperm(n, generator=generator).split(config.batch)
-
-
-def _update(
-    networks: _Networks,
-    optimiser: torch.optim.Optimizer,
-    rollout: _Rollout,
-    config: PPOConfig,
-    generator: torch.Generator,
-) -> dict[str, float]:
-    shape = rollout.rewards.shape
-    with torch.no_grad():
-        old_log_prob = networks.distribution(rollout.states).log_prob(rollout.actions)
-        values = networks.value(rollout.states)
-        next_values = networks.value(rollout.next_states)
-    plain = values.double().cpu().numpy().reshape(shape)
-    advantages = generalised_advantages(
-        rollout.rewards,
-        plain,
-        next_values.double().cpu().numpy().reshape(shape),
-        rollout.truncated,
-        config.gamma,
-        config.gae_lambda,
-    )
-    goals = advantages + plain
-    spread = float(goals.var())
-    explained = 1.0 - float((goals - plain).var()) / spread if spread > 0.0 else 0.0
-    device = values.device
-    goal = torch.from_numpy(goals.ravel()).float().to(device)
-    advantage = torch.from_numpy(advantages.ravel()).float().to(device)
-    advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-
-    sums = {"entropy": 0.0, "kl": 0.0, "clip_fraction": 0.0}
-    count = 0
-    for rows in _batches(len(rollout.states), config, generator):
-        rows = rows.to(device)
-        states = rollout.states[rows]
-        beta = networks.distribution(states)
-        log_ratio = beta.log_prob(rollout.actions[rows]) - old_log_prob[rows]
-        ratio = log_ratio.exp()
-        gain = advantage[rows]
-        clipped = ratio.clamp(1.0 - config.clip, 1.0 + config.clip)
-        entropy = beta.entropy().mean()
-        loss = -torch.min(ratio * gain, clipped * gain).mean() - config.entropy * entropy
-        loss = loss + config.value * nn.functional.mse_loss(networks.value(states), goal[rows])
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(networks.actor.parameters(), config.max_gradient)
-        nn.utils.clip_grad_norm_(networks.critic.parameters(), config.max_gradient)
-        optimiser.step()
-        with torch.no_grad():
-            sums["entropy"] += float(entropy)
-            sums["kl"] += float((ratio - 1.0 - log_ratio).mean())
-            sums["clip_fraction"] += float(((ratio - 1.0).abs() > config.clip).float().mean())
-        count += 1
-    return {name: total / count for name, total in sums.items()} | {"explained_variance": explained}
-
-
-def train(
-    bars: Bars,
-    window: range,
-    *,
-    seed: int,
-    config: PPOConfig | None = None,
-    environment: EnvironmentConfig | None = None,
-    device: str = "cpu",
-    on_progress: Callable[[Progress], None] = lambda _: None,
-) -> Trained:
-    """Train one policy on ``bars[window]``; the same seed, data, machine and threads give the same bytes.
-
-    Raises
-    ------
-    TrainingError : the window cannot hold an episode, nothing in it can be traded or its price is
-        constant, or training ended in numbers that are not finite
+    The loss is ``-mean min(r A, clip(r, 1 - c, 1 + c) A) - entropy weight * mean entropy`` with
+    r the ratio of densities to when the ``actions`` (C, B) were drawn.
     """
-    config = config or PPOConfig()
-    environment = environment or EnvironmentConfig()
-    _check_learnable(bars, window)
-    previous_threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
-        return _train(bars, window, seed, config, environment, torch.device(device), on_progress)
-    finally:
-        torch.set_num_threads(previous_threads)
+    mean, raw = outputs[..., 0], outputs[..., 1]
+    log_sd = bounded_log_sd(raw)
+    inverse = torch.exp(-log_sd)
+    z = (actions - mean) * inverse
+    log_ratio = z.square().mul_(-0.5).sub_(log_sd).sub_(old)
+    ratio = log_ratio.exp()
+    within = torch.where(advantages > 0.0, ratio < 1.0 + config.clip, ratio > 1.0 - config.clip)
+    by_density = ratio * advantages * within
+    by_mean, by_log_sd = _entropy_slopes(mean, log_sd)
+    slope = torch.empty_like(outputs)
+    torch.add(by_density * z * inverse, by_mean, alpha=config.entropy, out=slope[..., 0])
+    torch.add(by_density * (z.square() - 1.0), by_log_sd, alpha=config.entropy, out=slope[..., 1])
+    slope[..., 1] *= raw == log_sd
+    clipped = ((ratio - 1.0).abs() > config.clip).float().mean(1)
+    return slope.mul_(-1.0 / outputs.shape[1]), (ratio - 1.0 - log_ratio).mean(1), clipped
 
 
-def _train(
-    bars: Bars,
-    window: range,
-    seed: int,
-    config: PPOConfig,
-    environment_config: EnvironmentConfig,
-    device: torch.device,
-    on_progress: Callable[[Progress], None],
-) -> Trained:
-    started = time.perf_counter()
-    rng = np.random.default_rng(seed)
-    generator = torch.Generator().manual_seed(seed)
-    n = config.environments
-    environment = TradingEnvironment(bars, window, n, environment_config, rng)
-    seen = _explore(environment, 256, n, rng)
-    normalise = _Normaliser(seen)
-    networks = _Networks(config.hidden, generator).to(device)
-    optimiser = torch.optim.Adam(networks.parameters(), lr=config.learning_rate, eps=1e-5)
-    updates = config.steps // (n * config.rollout)
-    curves: list[Progress] = []
-    states = environment.reset()
-    for update in range(updates):
-        for group in optimiser.param_groups:
-            group["lr"] = config.learning_rate * (1.0 - 0.95 * update / updates)
-        rollout, states = _collect(environment, networks, normalise, states, config, rng, device)
-        figures = _update(networks, optimiser, rollout, config, generator)
-        multipliers = contract.MULTIPLIER_HIGH * rollout.actions
-        progress = Progress(
-            steps=(update + 1) * n * config.rollout,
-            total_steps=updates * n * config.rollout,
-            seconds=time.perf_counter() - started,
-            reward=float(rollout.rewards.mean()),
-            multiplier_mean=float(multipliers.mean()),
-            multiplier_sd=float(multipliers.std()),
-            **figures,
-        )
-        if not np.isfinite([progress.reward, progress.kl, progress.explained_variance]).all():
-            raise TrainingError(
-                f"training diverged after {progress.steps:,} steps (reward {progress.reward}, KL {progress.kl}): "
-                f"lower the learning rate of {config.learning_rate} or check the data; no policy was written"
+def improve_actor(
+    network: Network, adam: Adam, seen: Experience, advantages: Tensor, order: Tensor, config: PPOConfig, rate: float
+) -> ActorFigures:
+    """The actor's half of an update: ``order`` (C, epochs, T n) says which sample comes when."""
+    states, actions, old = seen.states.flatten(1, 2), seen.actions.flatten(1), seen.log_density.flatten(1)
+    alive = torch.ones_like(advantages[:, :1])
+    sums = torch.zeros(3, len(states), device=states.device)
+    count = torch.zeros_like(alive[:, 0])
+    outputs = states.new_zeros(len(states), 1, 2)
+    for epoch in order.unbind(1):
+        kl = torch.zeros_like(count)
+        batches = epoch.split(config.batch, dim=1)
+        for rows in batches:
+            x = _pick(states, rows)
+            outputs = network.forward(adam.weights, x)
+            slope, batch_kl, clipped = actor_slope(
+                outputs, actions.gather(1, rows), old.gather(1, rows), advantages.gather(1, rows), config
             )
-        curves.append(progress)
-        on_progress(progress)
-    picked = seen[np.linspace(0, len(seen) - 1, 4_096).astype(int)]
-    return Trained(_tensors(networks, normalise), picked, tuple(curves))
+            network.backward(adam.weights, x, slope, adam.gradient)
+            norm = adam.step(rate, config.max_gradient, alive)
+            kl += batch_kl
+            now = alive[:, 0]
+            sums += torch.stack((batch_kl, clipped, norm[:, 0])) * now
+            count += now
+        # A policy that has moved far enough stands still; the others go on.
+        alive = alive * (kl / len(batches) <= config.target_kl).float().unsqueeze(1)
+    mean, log_sd = outputs[..., 0], bounded_log_sd(outputs[..., 1])
+    kl_mean, clip_mean, gradient_mean = sums / count
+    return ActorFigures(kl_mean, clip_mean, gradient_mean, entropy(mean, log_sd).mean(1))
 
 
-def _tensors(networks: _Networks, normalise: _Normaliser) -> dict[str, States]:
-    tensors = {"mean": normalise.mean, "std": normalise.std}
-    linears = [layer for layer in networks.actor if isinstance(layer, nn.Linear)]
-    for number, linear in enumerate(linears, start=1):
-        tensors[f"w{number}"] = linear.weight.detach().cpu().numpy().T.copy()
-        tensors[f"b{number}"] = linear.bias.detach().cpu().numpy().copy()
-    for name, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
-            raise TrainingError(f"training ended with numbers in {name} that are not finite; no policy was written")
-    return tensors
-
-
-def _check_learnable(bars: Bars, window: range) -> None:
-    part = slice(window.start, window.stop)
-    for field in fields(Bars):
-        bad = np.flatnonzero(~np.isfinite(getattr(bars, field.name)[part]))
-        if bad.size:
-            raise TrainingError(
-                f"{field.name} at bar {window.start + bad[0]} is {getattr(bars, field.name)[part][bad[0]]}, "
-                "which is not finite: prepare the data again with ingest"
+def improve_critic(
+    network: Network, adam: Adam, seen: Experience, goals: Tensor, order: Tensor, config: PPOConfig, rate: float
+) -> None:
+    """The critic's half of an update: least squares on ``goals`` (C, T n), by the same ``order``."""
+    states = seen.states.flatten(1, 2)
+    alive = torch.ones_like(goals[:, :1])
+    for epoch in order.unbind(1):
+        for rows in epoch.split(config.batch, dim=1):
+            x = _pick(states, rows)
+            error = network.forward(adam.weights, x)[..., 0] - goals.gather(1, rows)
+            network.backward(
+                adam.weights, x, (error * (2.0 * config.value / rows.shape[1])).unsqueeze(-1), adam.gradient
             )
-    if np.ptp(bars.open[part]) == 0.0:
-        raise TrainingError(
-            f"the price is {bars.open[window.start]} on all {len(window):,} bars of the training period: "
-            "there is nothing to learn from a constant price; check the data"
-        )
-    if not np.any(bars.base_fraction[part] * bars.direction[part]):
-        raise TrainingError(
-            f"the sizing chain holds nothing on all {len(window):,} bars of the training period, so no multiplier "
-            "matters: check the signals (all HOLD? confidence or expected return too low?), or give a longer "
-            "history: the baseline needs 30 days before it speaks"
-        )
+            adam.step(rate, config.max_gradient, alive)
+
+
+def _pick(states: Tensor, rows: Tensor) -> Tensor:
+    """Rows (C, B) of ``states`` (C, m, 16), each policy its own."""
+    c, m, width = states.shape
+    offsets = torch.arange(0, c * m, m, device=rows.device).unsqueeze(1)
+    return states.reshape(c * m, width).index_select(0, (rows + offsets).flatten()).view(c, -1, width)

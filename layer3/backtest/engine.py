@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layer3.agent.bars import Bars
-from layer3.agent.environment import Account, EnvironmentConfig, target_exposure
+from layer3.agent.environment import Account, EnvironmentConfig
 from layer3.agent.policy import Policy
 from layer3.backtest.metrics import summarise
 from layer3.backtest.record import BUY_AND_HOLD, FLAT, KELLY_ONLY, POLICY, Evaluation, Track
@@ -51,8 +51,8 @@ def run(
         if not np.isfinite(multiplier[t]).all():
             name = list(strategies)[int(np.argmin(np.isfinite(multiplier[t])))]
             raise EvaluationError(f"{name} answered no finite multiplier at bar {bar}: check the data and the policy")
-        exposure[t] = target_exposure(bars, at, multiplier[t], config.max_exposure)
-        fill, _ = account.trade(at, exposure[t])
+        exposure[t] = account.target(at, multiplier[t])
+        fill, _, _ = account.trade(at, exposure[t])
         turnover[t] = fill.notional / equity[t]
         cost[t] = fill.cost
         equity[t + 1] = account.ledger.equity(bars.open[bar + 2])

@@ -196,7 +196,7 @@ def test_a_reset_forgets_one_account_only() -> None:
     ledger.rebalance(0.0, 120.0)
     ledger.rebalance(0.2, 120.0)
     kept = (ledger.cash[1], ledger.units[1], ledger.entry[1])
-    ledger.reset(np.array([0]))
+    ledger.reset(np.array([True, False]))
     assert (ledger.cash[0], ledger.units[0], ledger.entry[0], ledger.win_rate[0]) == (1_000.0, 0.0, 0.0, 0.5)
     assert (ledger.cash[1], ledger.units[1], ledger.entry[1]) == kept
     assert ledger.win_rate[1] == 1.0

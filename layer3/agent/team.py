@@ -1,0 +1,146 @@
+"""A team of policies that walk one environment together, and bring back what they met."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from layer3 import contract
+from layer3.agent import ppo
+from layer3.agent.bars import Bars
+from layer3.agent.environment import EnvironmentConfig, TradingEnvironment, episode_starts
+from layer3.agent.networks import Network
+from layer3.agent.policy import OBSERVATION_CLIP
+from layer3.agent.ppo import Experience, PPOConfig
+
+__all__ = ["EXPLORATION", "Fold", "Team"]
+
+States = NDArray[np.float32]
+#: The windows of a history that one policy may see.
+Fold = Sequence[range]
+
+#: Steps under random multipliers that the observations' centre and scale are measured on.
+EXPLORATION: Final = 128
+#: Observed states that a trained policy brings along, for golden pairs.
+_KEPT_STATES: Final = 1_024
+
+
+class Team:
+    """Policies ``first`` to ``first + len(members) - 1`` of a population, walking one environment."""
+
+    def __init__(
+        self,
+        bars: Bars,
+        first: int,
+        members: Sequence[tuple[int, Fold]],
+        environment: EnvironmentConfig,
+        config: PPOConfig,
+        device: torch.device,
+    ) -> None:
+        self.places = slice(first, first + len(members))
+        self._config, self._device = config, device
+        self._on_host = device.type == "cpu"
+        self._size = (len(members), config.environments)
+        xp: Any = np if self._on_host else torch
+        self.environment = TradingEnvironment(
+            bars, math.prod(self._size), environment, xp, None if self._on_host else device
+        )
+        self.generators = [np.random.default_rng(seed) for seed, _ in members]
+        self._starts = [episode_starts(fold, environment) for _, fold in members]
+        ages = np.arange(self._size[1]) * environment.episode_steps // self._size[1]
+        self._ages = np.tile(ages, self._size[0])
+        self._network = Network(*self._size, config.hidden, 2, device)
+        self.mean, self.std, self.kept = self._explore()
+        self.states = self._begin()
+
+    def _begin(self) -> Tensor:
+        return self._observed(self.environment.reset(self._sent(self._draw_starts(1)[0].ravel()), self._ages))
+
+    def _draw_starts(self, steps: int) -> NDArray[np.int64]:
+        """Bars to start at, (steps, G, n), should an episode end."""
+        n = self._size[1]
+        drawn = [
+            starts[rng.integers(len(starts), size=(steps, n))]
+            for rng, starts in zip(self.generators, self._starts, strict=True)
+        ]
+        return np.stack(drawn, axis=1)
+
+    def _sent(self, array: NDArray[Any]) -> Any:
+        return array if self._on_host else torch.from_numpy(array).to(self._device)
+
+    def _observed(self, array: Any) -> Tensor:
+        """What the environment says of its G n windows, as a tensor (G, n, ...)."""
+        tensor = torch.from_numpy(array) if self._on_host else array
+        return tensor.view(*self._size, *tensor.shape[1:])
+
+    def _explore(self) -> tuple[Tensor, Tensor, States]:
+        """Centre and scale of the observations, (G, 1, 16) each, under multipliers that are random and held for a
+        while; and some of the states, (G, m, 16)."""
+        low, high = contract.MULTIPLIER_LOW, contract.MULTIPLIER_HIGH
+        seen = torch.empty(self._size[0], EXPLORATION, self._size[1], contract.STATE_DIM, device=self._device)
+        seen[:, 0] = self._begin()
+        shape = (EXPLORATION, self._size[1])
+        tried = np.stack([rng.uniform(low, high, shape) for rng in self.generators], axis=1)
+        changed = np.stack([rng.random(shape) < 0.1 for rng in self.generators], axis=1)
+        starts = self._draw_starts(EXPLORATION)
+        held = tried[0]
+        for k in range(1, EXPLORATION):
+            held = np.where(changed[k], tried[k], held)
+            step = self.environment.step(self._sent(held.ravel()), self._sent(starts[k].ravel()))
+            seen[:, k] = self._observed(step.states)
+        flat = seen.flatten(1, 2)
+        mean = flat.mean(1, keepdim=True, dtype=torch.float64)
+        deviation = (flat - mean).square_().mean(1, keepdim=True).sqrt_()
+        # A number that never varies (an absent tier, a missing feed) keeps its own scale.
+        std = torch.where(deviation > 1e-4, deviation, 1.0)
+        rows = np.linspace(0, flat.shape[1] - 1, _KEPT_STATES).astype(int)
+        return mean.float(), std.float(), flat[:, rows].cpu().numpy()
+
+    def resume(self, walk: dict[str, NDArray[Any]], generators: Sequence[dict[str, Any]]) -> None:
+        """Take up a walk, and the random streams, where they were put down."""
+        self.states = self._observed(self.environment.restore(walk))
+        for rng, state in zip(self.generators, generators, strict=True):
+            rng.bit_generator.state = state
+
+    def normalise(self, states: Tensor) -> Tensor:
+        """(G, n, 16) as the networks see them."""
+        return ((states - self.mean) / self.std).clamp_(-OBSERVATION_CLIP, OBSERVATION_CLIP)
+
+    def walk(self, weights: Tensor, seen: Experience, growth: Tensor) -> Tensor:
+        """One rollout under the actors ``weights`` (G, N), into this team's places of ``seen`` and ``growth``;
+        what the windows that ran into their time limit would have seen, (G, r, 16)."""
+        steps, (size, n) = self._config.rollout, self._size
+        starts = self._draw_starts(steps)
+        noise = torch.from_numpy(
+            np.stack([rng.standard_normal((steps, n), dtype=np.float32) for rng in self.generators])
+        ).to(self._device)
+        mine = self.places
+        cut = [torch.empty(size, 0, contract.STATE_DIM, device=self._device)]
+        for k in range(steps):
+            x = self.normalise(self.states)
+            outputs = self._network.forward(weights, x)
+            log_sd = ppo.bounded_log_sd(outputs[..., 1])
+            u = outputs[..., 0] + torch.exp(log_sd) * noise[:, k]
+            multiplier = (contract.MULTIPLIER_HIGH * torch.sigmoid(u.double())).view(-1)
+            step = self.environment.step(
+                multiplier.numpy() if self._on_host else multiplier, self._sent(starts[k].ravel())
+            )
+            seen.states[mine, k], seen.actions[mine, k] = x, u
+            seen.log_density[mine, k] = -0.5 * noise[:, k].square() - log_sd
+            seen.rewards[mine, k], growth[mine, k] = self._observed(step.reward), self._observed(step.growth)
+            seen.terminated[mine, k] = self._observed(step.terminated)
+            if step.truncated.any():
+                # The windows' ages are alike in every policy.
+                rows = np.flatnonzero(step.truncated[:n])
+                cut.append(self.normalise(self._observed(step.final_states)[:, rows]))
+                if mine.start == 0:
+                    seen.truncated[k, rows] = True
+            self.states = self._observed(step.states)
+        seen.last_states[mine] = self.normalise(self.states)
+        return torch.cat(cut, dim=1)
