@@ -1,7 +1,7 @@
-"""The tear sheet's charts as inline SVG: the same numbers give the same bytes.
+"""The reports' charts as inline SVG: the same numbers give the same bytes.
 
-Every chart is drawn twice, for a page and for a phone, because text inside a scaled-down SVG
-shrinks with it; the style sheet shows one of the two. Matplotlib is imported when a chart is drawn.
+Text inside a scaled-down SVG shrinks with it, so a wide chart is drawn twice, for a page and for a
+phone, and the style sheet shows one of the two. Matplotlib is imported when a chart is drawn.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Layout", "Series", "Style", "average", "average_span", "bands_chart", "lines_chart", "thin"]
+__all__ = ["Layout", "Series", "Style", "average", "average_span", "bands_chart", "lines_chart", "steps_chart", "thin"]
 
 Floats = NDArray[np.float64]
 
@@ -44,7 +44,8 @@ class Style:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line: ``x`` in days since 1970 (UTC), ``y`` of the same length, and the words at its right end."""
+    """One line: ``x`` in days since 1970 (UTC), or in steps of a training, ``y`` of the same length, and the words
+    at its right end."""
 
     label: str
     x: Floats
@@ -174,6 +175,49 @@ def bands_chart(
         return save(figure, f"{name}-{layout.name}", layout, title)
 
 
+def steps_chart(
+    lines: Sequence[Series],
+    main: Series,
+    layout: Layout,
+    *,
+    name: str,
+    title: str,
+    columns: int,
+    spread: Floats | None = None,
+    bounds: Sequence[float] = (),
+    reference: tuple[float, str] | None = None,
+) -> str:
+    """Draw quantities against the steps of a training: all ``lines`` thin and in one style, ``main`` on top of them.
+
+    A line keeps the lowest and the highest point of each of ``columns`` columns. ``spread`` (of
+    ``main``'s length) is shaded on both sides of ``main``; ``bounds`` are heights that must be visible,
+    ``reference`` a height to mark and the words for it. An empty label is not written.
+    """
+    thinned = [thin(line.x, line.y, columns) for line in lines]
+    with _drawing() as (make_figure, save):
+        figure = make_figure(layout)
+        axes = _axes(figure, layout)
+        heights = [y for _, y in thinned] + [main.y, np.array([*bounds, *([reference[0]] if reference else [])])]
+        _scale(axes, layout, np.concatenate(heights), "{:g}")
+        _steps_axis(axes, max(float(line.x[-1]) for line in (*lines, main)))
+        if reference:
+            axes.axhline(reference[0], color=_INK, lw=0.8, dashes=(1.5, 2.5), zorder=1.5, clip_on=False)
+        if lines:
+            # One path for all: hundreds of them would cost more for their styles than for their points.
+            gap = [np.array([np.nan])]
+            x, y = (np.concatenate([part for pair in thinned for part in (pair[axis], *gap)]) for axis in (0, 1))
+            _line(axes, x, y, lines[0].style, zorder=3)
+        kept = np.searchsorted(main.x, thin(main.x, main.y, layout.columns)[0])
+        x, y = main.x[kept], main.y[kept]
+        if spread is not None:
+            low, high = y - spread[kept], y + spread[kept]
+            axes.fill(np.r_[x, x[::-1]], np.r_[high, low[::-1]], color=main.style.color, alpha=0.14, lw=0, zorder=2)
+        _line(axes, x, y, main.style, zorder=4)
+        written = [line for line in (main, *lines) if line.label]
+        _label_ends(axes, layout, [*written, *_marked(main, reference)], unlined=1 if reference else 0)
+        return save(figure, f"{name}-{layout.name}", layout, title)
+
+
 def _marked(line: Series, height: tuple[float, str] | None) -> list[Series]:
     """A marked height as a series to label, none where nothing is marked."""
     return [Series(height[1], line.x[-1:], np.array([height[0]]), Style(_INK))] if height else []
@@ -249,6 +293,22 @@ def _time_axis(axes: Axes, layout: Layout, x: Floats) -> None:
     axes.axhline(axes.get_ylim()[0], color="#9aa1a9", lw=0.8, clip_on=False)
 
 
+def _steps_axis(axes: Axes, end: float) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.set_xlim(0.0, end)
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: _short(steps)))
+    axes.axhline(axes.get_ylim()[0], color="#9aa1a9", lw=0.8, clip_on=False)
+
+
+def _short(steps: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if steps >= size:
+            return f"{steps / size:g}{unit}"
+    return f"{steps:g}"
+
+
 def _label_ends(axes: Axes, layout: Layout, series: Sequence[Series], *, log: bool = False, unlined: int = 0) -> None:
     """Write each label beside the end of its line, pushed apart where ends meet, with a lead to its line."""
     gap, height = 13.0, float(layout.height - layout.top - layout.bottom)
@@ -274,6 +334,7 @@ def _label_ends(axes: Axes, layout: Layout, series: Sequence[Series], *, log: bo
             color=line.style.color if index < len(series) - unlined else _INK,
             va="center_baseline",
             transform=axes.transAxes,
+            parse_math=False,
         )
 
 

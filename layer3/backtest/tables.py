@@ -24,6 +24,7 @@ __all__ = [
     "format_number",
     "metric_groups",
     "monthly_returns",
+    "plain",
     "quantity",
 ]
 
@@ -197,7 +198,7 @@ def context_rows(context: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was judged, as (name, text): the known entries in reading order, "n/a" where missing, then any others."""
     rows = [(label, _context_text(key, context.get(key))) for key, label in _CONTEXT.items()]
     others = [key for key in context if key not in _CONTEXT and key != "synthetic"]
-    return rows + [(quantity(key).label, _plain(context[key])) for key in others]
+    return rows + [(quantity(key).label, plain(context[key])) for key in others]
 
 
 def _context_text(key: str, value: Any) -> str:
@@ -210,26 +211,27 @@ def _context_text(key: str, value: Any) -> str:
                 return f"{count} {unit}" + ("s" if count > 1 else "")
     if key == "costs" and isinstance(value, Mapping):
         return ", ".join(
-            f"{name} {rate * 1e4:g} bps" if isinstance(rate, int | float) else f"{name} {_plain(rate)}"
+            f"{name} {rate * 1e4:g} bps" if isinstance(rate, int | float) else f"{name} {plain(rate)}"
             for name, rate in value.items()
         )
     if key == "capital" and isinstance(value, int | float):
         return format_number(value, "money")
-    return _plain(value)
+    return plain(value)
 
 
 def _moment(value: Any) -> str:
-    text = _plain(value)
+    text = plain(value)
     return text.replace("T", " ").removesuffix("+00:00").removesuffix("Z").removesuffix(":00") + " UTC" * ("T" in text)
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A value of a context as text: mappings and lists in one line, "n/a" for nothing."""
     if value is None or value == "":
         return MISSING
     if isinstance(value, float):
         return format_number(value, "number", digits=None) if abs(value) < 1e4 else f"{value:,.2f}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items()) or MISSING
+        return ", ".join(f"{key} {plain(item)}" for key, item in value.items()) or MISSING
     if isinstance(value, list | tuple):
-        return ", ".join(map(_plain, value)) or MISSING
+        return ", ".join(map(plain, value)) or MISSING
     return str(value)
