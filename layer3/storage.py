@@ -13,6 +13,7 @@ names the address and what to do; an address nobody understands is a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
@@ -24,7 +25,17 @@ from typing import Any, Final, TypeVar
 
 from layer3.errors import ConfigurationError, SourceError
 
-__all__ = ["copy_in", "exists", "is_remote", "join", "list_names", "read_bytes", "write_bytes"]
+__all__ = [
+    "copy_in",
+    "exists",
+    "is_remote",
+    "join",
+    "list_names",
+    "local_folder",
+    "read_bytes",
+    "remove",
+    "write_bytes",
+]
 
 _GS: Final = "gs://"
 _T = TypeVar("_T")
@@ -39,6 +50,16 @@ def is_remote(uri: str) -> bool:
     if "://" in uri:
         raise ConfigurationError(f"{uri}: only local paths and gs://bucket/path are understood")
     return False
+
+
+def local_folder(name: str) -> Path:
+    """The folder that ``name`` means on this machine; a bucket is refused.
+
+    As a Path, gs://bucket would quietly become the folder ./gs:/bucket.
+    """
+    if is_remote(name):
+        raise ConfigurationError(f"{name} is a bucket, a run on this machine needs a local folder: STORE=…")
+    return Path(name).resolve()
 
 
 def join(root: str, *parts: str) -> str:
@@ -114,6 +135,16 @@ def list_names(folder: str) -> list[str]:
         return []
     # A bucket's browser leaves an empty object in the folder's own name behind.
     return sorted({address.rstrip("/").rsplit("/", 1)[1] for address in found if address.rstrip("/") != path})
+
+
+def remove(uri: str) -> None:
+    """Delete one file or object; nothing happens where there is none."""
+    if not is_remote(uri):
+        Path(uri).unlink(missing_ok=True)
+        return
+    path = _object_path(uri)
+    with contextlib.suppress(FileNotFoundError):
+        _remotely("remove", uri, lambda: _gcs().rm_file(path))
 
 
 def copy_in(folder: str, destination: Path, names: Iterable[str]) -> None:

@@ -21,7 +21,7 @@ import yaml
 from layer3 import storage, workflow
 from layer3.errors import ConfigurationError, HimariError, PipelineError
 from layer3.market import exchange, simulator, sources
-from layer3.sizing.config import load_chain_config
+from layer3.sizing.config import chain_config_text
 from pipelines import spec as specs
 from pipelines.manifest import SCHEMA, write_manifest
 from pipelines.observe import observed
@@ -194,7 +194,7 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         raise ConfigurationError("no data named: DATA=FILE, DATA=exchange:SYMBOL, or MARKET=default")
     if Path(data).exists():
         data = str(Path(data).resolve())
-    symbol = options.symbol or _symbol_of(data)
+    symbol = options.symbol or sources.symbol_of(data)
     version = sources.version_of(data)
     if sources.is_synthetic(data):
         simulator.named(data, symbol)
@@ -210,39 +210,16 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         "seed": options.seed,
         "train_steps": options.steps,
         "sharpe_threshold": options.threshold,
-        "store": str(_store(options.store)),
-        "sizing": _sizing(options.sizing),
+        "store": str(storage.local_folder(options.store)),
+        "sizing": chain_config_text(options.sizing),
     }
-
-
-def _store(name: str) -> Path:
-    # As a Path, gs://bucket would quietly become the folder ./gs:/bucket.
-    if storage.is_remote(name):
-        raise ConfigurationError(f"{name} is a bucket, a run on this machine needs a local folder: STORE=…")
-    return Path(name).resolve()
-
-
-def _sizing(path: Path | None) -> str:
-    """The file's text, checked here, so that the run's record holds the settings themselves."""
-    if path is None:
-        return ""
-    load_chain_config(path)
-    return path.read_text(encoding="utf-8")
-
-
-def _symbol_of(data: str) -> str:
-    if sources.is_synthetic(data):
-        return "SYNTH-USD"
-    if ":" in data and not data.startswith("gs://") and not Path(data).exists():
-        return data.partition(":")[2]
-    raise ConfigurationError(f"which market is {data}? Name it with SYMBOL=…, for example SYMBOL=BTC-USDT")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line: 0 for a run that ended, whatever the verdict; 1 if a step failed; 2 for a bad argument."""
     options = _parser().parse_args(arguments)
     try:
-        store, chosen = _store(options.store), _arguments(options)
+        store, chosen = storage.local_folder(options.store), _arguments(options)
         manifest = run(options.spec, chosen, store=store, caching=not options.no_cache, live=sys.stdout.isatty())
     except PipelineError as error:
         print(f"\n{error}", file=sys.stderr)

@@ -32,7 +32,7 @@ from layer3.errors import ConfigurationError, DataError, SourceError
 from layer3.market import exchange
 from layer3.market.candles import MIN_ROWS, CandleReport, check
 
-__all__ = ["COMPRESSIONS", "FORMATS", "is_synthetic", "load", "utc_now", "version_of"]
+__all__ = ["COMPRESSIONS", "FORMATS", "is_synthetic", "load", "symbol_of", "utc_now", "version_of"]
 
 FORMATS: Final = (".csv", ".parquet")
 COMPRESSIONS: Final = (".gz", ".bz2", ".xz", ".zst", ".zip")
@@ -70,6 +70,20 @@ def version_of(data: str, *, now: Callable[[], datetime] = utc_now) -> str:
 def is_synthetic(data: str) -> bool:
     """Whether ``data`` names the simulator; a file that happens to be called so does not."""
     return _parse(data)[0] == "synthetic"
+
+
+def symbol_of(data: str) -> str:
+    """The market that ``data`` names, where it names one: an exchange's, or the simulator's own.
+
+    Raises
+    ------
+    ConfigurationError : a file's name says nothing
+    """
+    if is_synthetic(data):
+        return "SYNTH-USD"
+    if ":" in data and not data.startswith("gs://") and not Path(data).exists():
+        return data.partition(":")[2]
+    raise ConfigurationError(f"which market is {data}? Name it with SYMBOL=…, for example SYMBOL=BTC-USDT")
 
 
 def load(

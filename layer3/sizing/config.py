@@ -25,6 +25,7 @@ __all__ = [
     "KellyConfig",
     "RegimeConfig",
     "SentimentConfig",
+    "chain_config_text",
     "load_chain_config",
     "parse_chain_config",
 ]
@@ -242,6 +243,14 @@ def load_chain_config(path: Path) -> ChainConfig:
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path} is not YAML: {error}") from error
     return parse_chain_config(text, str(path))
+
+
+def chain_config_text(path: Path | None) -> str:
+    """The file's text, checked, so that the record of what it led to holds the settings themselves; "" for none."""
+    if path is None:
+        return ""
+    load_chain_config(path)
+    return path.read_text(encoding="utf-8")
 
 
 def parse_chain_config(text: str, origin: str) -> ChainConfig:

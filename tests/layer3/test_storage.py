@@ -70,6 +70,14 @@ def test_what_is_missing_is_named(root: str) -> None:
     assert uri in str(caught.value)
 
 
+def test_what_is_removed_is_gone_and_may_be_removed_again(root: str) -> None:
+    address = storage.join(root, "checkpoints", "one.safetensors")
+    storage.write_bytes(address, b"1")
+    storage.remove(address)
+    assert not storage.exists(address)
+    storage.remove(address)
+
+
 def test_the_names_directly_below_a_folder(root: str) -> None:
     assert storage.list_names(storage.join(root, "trials")) == []
     for name in ("trials/b.json", "trials/a b/ü.json", "trials/a b/x/deep.json", "trials-not/c.json", "trials/ä"):
@@ -198,6 +206,12 @@ def test_join(root: str, parts: tuple[str, ...], joined: str) -> None:
 def test_join_never_leaves_its_root(root: str, part: str) -> None:
     with pytest.raises(ConfigurationError, match="is not a name below"):
         storage.join(root, "models", part)
+
+
+def test_a_bucket_is_no_folder_of_this_machine(tmp_path: Path) -> None:
+    assert storage.local_folder(f"{tmp_path}/a/../b") == tmp_path / "b"
+    with pytest.raises(ConfigurationError, match="gs://store is a bucket"):
+        storage.local_folder("gs://store")
 
 
 def test_a_failed_local_write_keeps_the_old_content_and_no_rubbish(

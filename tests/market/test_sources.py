@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from layer3.errors import ConfigurationError, DataError, SourceError
-from layer3.market.sources import is_synthetic, load, version_of
+from layer3.market.sources import is_synthetic, load, symbol_of, version_of
 from tests.fakes.gcs import FakeGcs
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
@@ -377,3 +377,17 @@ def test_a_file_that_is_called_synthetic_is_a_file(tmp_path: Path, monkeypatch: 
     assert not is_synthetic("coinbase:BTC-USD")
     Path("synthetic:no-edge").write_text("x")
     assert not is_synthetic("synthetic:no-edge")
+
+
+@pytest.mark.parametrize(
+    ("data", "symbol"),
+    [("synthetic:no-edge", "SYNTH-USD"), ("coinbase:BTC-USD", "BTC-USD"), ("kraken:BTC/USD:USD", "BTC/USD:USD")],
+)
+def test_data_that_name_their_market(data: str, symbol: str) -> None:
+    assert symbol_of(data) == symbol
+
+
+@pytest.mark.parametrize("data", ["BTC-USD_1h.csv.gz", "gs://bucket/BTC-USD.parquet"])
+def test_a_files_name_says_nothing_of_its_market(data: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"Name it with SYMBOL="):
+        symbol_of(data)

@@ -15,6 +15,7 @@ from layer3.sizing.config import (
     KellyConfig,
     RegimeConfig,
     SentimentConfig,
+    chain_config_text,
     load_chain_config,
 )
 
@@ -117,3 +118,11 @@ def test_too_few_residuals_for_the_coverage_are_refused() -> None:
     assert ConformalConfig(min_residuals=9).min_residuals == 9
     with pytest.raises(ConfigurationError, match=r"min_residuals is 20; .* \[99, inf\)"):
         ConformalConfig(coverage=0.99)
+
+
+def test_the_text_of_a_file_is_checked_and_none_is_empty(tmp_path):
+    path = write(tmp_path, "kelly: {kelly_share: 0.5}\n")
+    assert chain_config_text(path) == "kelly: {kelly_share: 0.5}\n"
+    assert chain_config_text(None) == ""
+    with pytest.raises(ConfigurationError, match="kelly_share"):
+        chain_config_text(write(tmp_path, "kelly: {kelly_share: 50}"))
