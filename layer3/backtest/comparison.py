@@ -115,8 +115,14 @@ def render_comparison(comparison: Comparison) -> str:
             groups=[_group(group) for group in comparison.groups],
             level=format_number(LEVEL, "percent", digits=0),
             seeds=sorted({len(values) for values in _series(comparison)}),
+            context=[*_tried(comparison.trials), *comparison.context],
         )
     )
+
+
+def _tried(trials: Mapping[str, int]) -> list[tuple[str, str]]:
+    said = "different trainings on these data are on record in this store: the next Sharpe ratio is deflated by that number"
+    return [(name, f"{number:,} {said}.") for name, number in trials.items()]
 
 
 def _series(comparison: Comparison) -> list[Sequence[float | None]]:

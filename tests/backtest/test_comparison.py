@@ -65,7 +65,7 @@ def test_every_mean_stands_with_its_interval() -> None:
 
 
 def test_the_number_of_trials_is_said() -> None:
-    assert "BTC-USDT 1,234 different trainings" in Text(render_comparison(PAGE)).text
+    assert "BTC-USDT 1,234 different trainings on these data" in Text(render_comparison(PAGE)).text
 
 
 def test_references_have_a_line_and_no_interval() -> None:
