@@ -209,7 +209,7 @@ def generalised_advantages(
     ruined. Where ``ended``, no advantage flows back across the restart.
     """
     deltas = rewards + gamma * next_values - values
-    keep = torch.where(ended, 0.0, gamma * lam)
+    keep = (~ended).to(deltas) * (gamma * lam)
     advantages = torch.empty_like(deltas)
     tail = torch.zeros_like(deltas[:, 0])
     for k in range(deltas.shape[1] - 1, -1, -1):
@@ -261,7 +261,8 @@ def actor_slope(
     log_ratio = z.square().mul_(-0.5).sub_(log_sd).sub_(old)
     ratio = log_ratio.exp()
     within = torch.where(advantages > 0.0, ratio < 1.0 + config.clip, ratio > 1.0 - config.clip)
-    by_density = ratio * advantages * within
+    # Not a product with `within`: beyond the clip a ratio may have overflowed.
+    by_density = torch.where(within, ratio * advantages, 0.0)
     by_mean, by_log_sd = _entropy_slopes(mean, log_sd)
     slope = torch.empty_like(outputs)
     torch.add(by_density * z * inverse, by_mean, alpha=config.entropy, out=slope[..., 0])

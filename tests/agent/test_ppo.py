@@ -1,238 +1,334 @@
-"""PPO: its mathematics against slow plain versions, its determinism, and that it learns what is there to learn."""
+"""PPO's mathematics against slow plain versions, scipy and autograd."""
 
-import dataclasses
-from functools import cache
+from __future__ import annotations
+
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.stats
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from layer3 import contract
 from layer3.agent import ppo
-from layer3.agent.bars import Bars, prepare
-from layer3.agent.policy import Policy
-from layer3.agent.ppo import PPOConfig, generalised_advantages, train
-from layer3.backtest.engine import run
-from layer3.backtest.metrics import summarise
-from layer3.backtest.record import Track
-from layer3.errors import ConfigurationError, TrainingError
-from layer3.market.candles import check
-from layer3.market.features import market_features
-from layer3.market.simulator import MarketSpec, simulate
-from layer3.market.splits import Splits, split
+from layer3.agent.networks import Adam, Network, initial_weights, weights_of
+from layer3.agent.policy import LOG_SD_HIGH, LOG_SD_LOW
+from layer3.agent.ppo import Experience, PPOConfig, actor_slope, entropy, generalised_advantages, log_density
+from layer3.errors import ConfigurationError
 
-SEEDS = range(5)
-LEARNING = PPOConfig(steps=200_000)
-SHORT = PPOConfig(steps=4_096)
+CPU = torch.device("cpu")
 
 
-@cache
-def market() -> tuple[Bars, Splits]:
-    frame, report = check(simulate(MarketSpec()), "synthetic:default")
-    bars, _ = prepare(frame, "SYNTH-USD", report.interval_seconds)
-    return bars, split(len(bars), purge=168)
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
-def learn(bars: Bars, window: range, seed: int, config: PPOConfig = LEARNING) -> Policy:
-    return Policy(train(bars, window, seed=seed, config=config).tensors, {})
-
-
-def walk(bars: Bars, window: range, policy: Policy) -> Track:
-    return run(bars, window, {"policy": lambda state, _: float(policy.act(state)[0])})["policy"]
-
-
-def sharpe(track: Track) -> float:
-    value = summarise(track, 3600)["sharpe"]
-    assert value is not None
-    return value
-
-
-@given(
-    data=st.data(), steps=st.integers(1, 30), n=st.integers(1, 5), gamma=st.floats(0.5, 1.0), lam=st.floats(0.0, 1.0)
-)
 @settings(deadline=None)
-def test_advantages_equal_a_slow_sum_over_the_future(data, steps, n, gamma, lam):
-    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    rewards, values, next_values = rng.standard_normal((3, steps, n))
-    truncated = rng.random((steps, n)) < 0.2
-    fast = generalised_advantages(rewards, values, next_values, truncated, gamma, lam)
-    for column in range(n):
-        for start in range(steps):
-            total, weight = 0.0, 1.0
-            for k in range(start, steps):
-                total += weight * (rewards[k, column] + gamma * next_values[k, column] - values[k, column])
-                if truncated[k, column]:
-                    break
-                weight *= gamma * lam
-            assert fast[start, column] == pytest.approx(total, abs=1e-9)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    policies=st.integers(1, 3),
+    steps=st.integers(1, 30),
+    n=st.integers(1, 4),
+    gamma=st.floats(0.5, 1.0),
+    lam=st.floats(0.0, 1.0),
+)
+def test_advantages_equal_a_slow_sum_over_the_future(
+    seed: int, policies: int, steps: int, n: int, gamma: float, lam: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    rewards, values, following = rng.standard_normal((3, policies, steps, n))
+    ended = rng.random((policies, steps, n)) < 0.2
+    fast = generalised_advantages(*map(torch.from_numpy, (rewards, values, following, ended)), gamma, lam).numpy()
+    for policy, start, column in np.ndindex(policies, steps, n):
+        total, weight = 0.0, 1.0
+        for k in range(start, steps):
+            here = (policy, k, column)
+            total += weight * (rewards[here] + gamma * following[here] - values[here])
+            if ended[here]:
+                break
+            weight *= gamma * lam
+        assert fast[policy, start, column] == pytest.approx(total, abs=1e-9)
 
 
-def test_a_time_limit_is_bootstrapped_and_not_taken_for_the_end():
-    one = np.ones((1, 1))
-    cut = generalised_advantages(one, 0 * one, 5 * one, np.array([[True]]), 0.99, 0.95)
-    assert cut[0, 0] == pytest.approx(1.0 + 0.99 * 5.0)
+class Constant(Network):
+    """A critic whose value of a state is its first number."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1, 1, 1, CPU)
+
+    def forward(self, flat: Tensor, x: Tensor) -> Tensor:
+        return x[..., :1]
 
 
-def test_log_probability_entropy_and_mean_are_those_of_a_beta_distribution():
-    networks = ppo._Networks(8, torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        networks.actor[-1].weight.mul_(300.0)
-    states = torch.randn(64, contract.STATE_DIM, generator=torch.Generator().manual_seed(4))
-    beta = networks.distribution(states)
-    a, b = beta.concentration1.detach().numpy(), beta.concentration0.detach().numpy()
-    for action in (ppo._ACTION_MARGIN, 1e-3, 0.5, 0.999, 1.0 - ppo._ACTION_MARGIN):
-        ours = beta.log_prob(torch.full((64,), action)).detach().numpy()
-        np.testing.assert_allclose(ours, scipy.stats.beta.logpdf(np.float32(action), a, b), rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(beta.entropy().detach().numpy(), scipy.stats.beta.entropy(a, b), rtol=1e-3, atol=1e-3)
-    assert a.min() >= 1.0
-    assert b.min() >= 1.0
-
-
-def test_numpy_serves_the_very_network_that_torch_trained():
-    """The old system served a network that was not the trained one."""
-    bars, splits = market()
-    trained = train(bars, splits.train, seed=1, config=SHORT)
-    layers = torch.nn.Sequential(
-        torch.nn.Linear(16, 128), torch.nn.Tanh(), torch.nn.Linear(128, 128), torch.nn.Tanh(), torch.nn.Linear(128, 2)
+def experience(steps: int, n: int, **changes: Tensor) -> Experience:
+    """A rollout of one policy in which nothing happens; the critic sees 1, 2, 3, ... at successive states."""
+    numbers = torch.arange(steps * n, dtype=torch.float32).view(1, steps, n)
+    states = torch.zeros(1, steps, n, 16)
+    states[..., 0] = 1.0 + numbers
+    zeros = torch.zeros(1, steps, n)
+    last = torch.zeros(1, n, 16)
+    last[..., 0] = 100.0
+    seen = Experience(
+        states=states,
+        last_states=last,
+        actions=zeros,
+        log_density=zeros,
+        rewards=zeros.clone(),
+        terminated=zeros.bool(),
+        truncated=zeros[0].bool(),
+        final_states=torch.zeros(1, 0, 16),
     )
-    with torch.no_grad():
-        for number, at in enumerate((0, 2, 4), start=1):
-            layers[at].weight.copy_(torch.from_numpy(trained.tensors[f"w{number}"].T.copy()))
-            layers[at].bias.copy_(torch.from_numpy(trained.tensors[f"b{number}"]))
-        x = torch.from_numpy((trained.states - trained.tensors["mean"]) / trained.tensors["std"]).clamp(-10.0, 10.0)
-        shape = torch.nn.functional.softplus(layers(x)) + 1.0
-        expected = 2.0 * shape[:, 0] / shape.sum(dim=1)
-    multiplier, _ = Policy(trained.tensors, {}).act(trained.states)
-    np.testing.assert_allclose(multiplier, expected.numpy(), atol=1e-5)
+    return replace(seen, **changes)
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not():
-    bars, splits = market()
-    first, again, other = (train(bars, splits.train, seed=seed, config=SHORT) for seed in (7, 7, 8))
-    for name in first.tensors:
-        assert first.tensors[name].tobytes() == again.tensors[name].tobytes()
-    assert first.states.tobytes() == again.states.tobytes()
-    assert first.tensors["w1"].tobytes() != other.tensors["w1"].tobytes()
+def goals(seen: Experience, config: PPOConfig) -> Tensor:
+    """Values plus advantages, (steps, n), which is what the critic is taught."""
+    _, taught, _ = ppo.advantages_of(Constant(), torch.zeros(1, 1), seen, config)
+    return taught.view(seen.rewards.shape[1:])
 
 
-def test_training_leaves_global_state_alone():
-    bars, splits = market()
-    torch.manual_seed(5)
-    torch_state, threads = torch.get_rng_state(), torch.get_num_threads()
-    numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
-    train(bars, splits.train, seed=1, config=SHORT)
-    # nn.Linear draws its own weights before they are replaced: the draw must not come from the caller's stream.
-    assert torch.equal(torch_state, torch.get_rng_state())
-    assert (numpy_state == np.random.get_state()[1]).all()  # noqa: NPY002
-    assert torch.get_num_threads() == threads
+PLAIN = PPOConfig(gamma=0.9, gae_lambda=1e-9, batch=3)
 
 
-def test_progress_is_told_after_every_update_and_ends_at_the_total():
-    bars, splits = market()
-    told = []
-    trained = train(bars, splits.train, seed=1, config=SHORT, on_progress=told.append)
-    assert [p.steps for p in told] == [2_048, 4_096]
-    assert tuple(told) == trained.curves
-    assert told[-1].total_steps == 4_096
+def test_the_value_of_what_follows_is_the_next_states_and_at_the_end_the_last_ones() -> None:
+    taught = goals(experience(3, 2), PLAIN)
+    torch.testing.assert_close(taught, 0.9 * torch.tensor([[3.0, 4.0], [5.0, 6.0], [100.0, 100.0]]))
+
+
+def test_a_time_limit_is_bootstrapped_from_what_would_have_been_seen() -> None:
+    truncated = torch.tensor([[False, True], [False, False], [True, False]])
+    final = torch.zeros(1, 2, 16)
+    final[0, :, 0] = torch.tensor([50.0, 70.0])
+    taught = goals(experience(3, 2, truncated=truncated, final_states=final), PLAIN)
+    torch.testing.assert_close(taught, 0.9 * torch.tensor([[3.0, 50.0], [5.0, 6.0], [70.0, 100.0]]))
+
+
+def test_ruin_is_the_end_and_worth_nothing_afterwards() -> None:
+    terminated = torch.tensor([[[False, False], [True, False], [False, False]]])
+    rewards = torch.tensor([[[0.0, 0.0], [-7.0, 0.0], [0.0, 0.0]]])
+    taught = goals(experience(3, 2, terminated=terminated, rewards=rewards), PLAIN)
+    assert taught[1].tolist() == pytest.approx([-7.0, 0.9 * 6.0])
+    # Nothing that came after the ruin flows back into it, nor past it.
+    far = goals(experience(3, 2, terminated=terminated, rewards=rewards), replace(PLAIN, gae_lambda=1.0))
+    assert far[0, 0] == pytest.approx(0.9 * -7.0)
+
+
+def test_advantages_are_normalised_per_policy() -> None:
+    stream = generator(1)
+    seen = experience(4, 3, rewards=torch.randn(1, 4, 3, generator=stream))
+    many = Experience(**{name: _twice(getattr(seen, name), name) for name in Experience.__slots__})
+    advantages, _, explained = ppo.advantages_of(Constant(), torch.zeros(2, 1), many, PPOConfig())
+    torch.testing.assert_close(advantages.mean(1), torch.zeros(2), atol=1e-5, rtol=0.0)
+    torch.testing.assert_close(advantages.std(1), torch.ones(2), atol=1e-5, rtol=0.0)
+    assert explained.shape == (2,)
+
+
+def _twice(tensor: Tensor, name: str) -> Tensor:
+    """Two policies, the second with ten times the rewards."""
+    if name == "truncated":
+        return tensor
+    return torch.cat((tensor, 10.0 * tensor if name == "rewards" else tensor))
+
+
+@given(mean=st.floats(-6.0, 6.0), log_sd=st.floats(LOG_SD_LOW, LOG_SD_HIGH), action=st.floats(-8.0, 8.0))
+def test_the_density_is_the_normal_ones_up_to_its_constant(mean: float, log_sd: float, action: float) -> None:
+    ours = log_density(*(torch.tensor(x, dtype=torch.float64) for x in (action, mean, log_sd)))
+    theirs = scipy.stats.norm.logpdf(action, mean, math.exp(log_sd)) + 0.5 * math.log(2.0 * math.pi)
+    assert float(ours) == pytest.approx(theirs, rel=1e-9, abs=1e-9)
+
+
+@settings(deadline=None, max_examples=50)
+@given(mean=st.floats(-4.0, 4.0), log_sd=st.floats(LOG_SD_LOW, 1.0))
+def test_the_entropy_is_that_of_the_multiplier(mean: float, log_sd: float) -> None:
+    sd = math.exp(log_sd)
+
+    def surprise(u: float) -> float:
+        density = scipy.stats.norm.pdf(u, mean, sd)
+        # The multiplier's density: that of u over the slope of 2 sigmoid(u).
+        slope = 2.0 * scipy.stats.logistic.pdf(u)
+        return float(-density * (scipy.stats.norm.logpdf(u, mean, sd) - math.log(slope)))
+
+    exact, _ = scipy.integrate.quad(surprise, mean - 10.0 * sd, mean + 10.0 * sd, limit=200)
+    ours = entropy(torch.tensor(mean, dtype=torch.float64), torch.tensor(log_sd, dtype=torch.float64))
+    assert float(ours) == pytest.approx(exact, abs=0.01)
+    assert float(ours) <= math.log(2.0) + 0.01
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10_000),
+    policies=st.integers(1, 3),
+    batch=st.integers(1, 50),
+    clip=st.floats(0.05, 0.5),
+    weight=st.floats(0.0, 0.1),
+    drift=st.floats(0.0, 0.5),
+)
+def test_the_actors_slope_is_autograds(
+    seed: int, policies: int, batch: int, clip: float, weight: float, drift: float
+) -> None:
+    config = PPOConfig(clip=clip, entropy=weight)
+    stream = generator(seed)
+    outputs = torch.randn(policies, batch, 2, generator=stream, dtype=torch.float64)
+    # Some log standard deviations lie outside their bounds.
+    outputs[..., 1] *= 2.0
+    actions = torch.randn(policies, batch, generator=stream, dtype=torch.float64)
+    advantages = torch.randn(policies, batch, generator=stream, dtype=torch.float64)
+    before = outputs + drift * torch.randn(outputs.shape, generator=stream, dtype=torch.float64)
+    old = log_density(actions, before[..., 0], ppo.bounded_log_sd(before[..., 1]))
+
+    leaf = outputs.clone().requires_grad_()
+    log_sd = leaf[..., 1].clamp(LOG_SD_LOW, LOG_SD_HIGH)
+    normal = torch.distributions.Normal(leaf[..., 0], log_sd.exp())
+    ratio = (normal.log_prob(actions) + 0.5 * math.log(2.0 * math.pi) - old).exp()
+    assume(bool(torch.isfinite(ratio).all()))
+    surrogate = torch.min(ratio * advantages, ratio.clamp(1.0 - clip, 1.0 + clip) * advantages)
+    loss = -surrogate.mean(1) - weight * entropy(leaf[..., 0], log_sd).mean(1)
+    loss.sum().backward()
+
+    slope, kl, clipped = actor_slope(outputs, actions, old, advantages, config)
+    assert leaf.grad is not None
+    torch.testing.assert_close(slope, leaf.grad, rtol=1e-8, atol=1e-10)
+    detached = ratio.detach()
+    torch.testing.assert_close(kl, (detached - 1.0 - detached.log()).mean(1))
+    torch.testing.assert_close(clipped, ((detached - 1.0).abs() > clip).float().mean(1))
+
+
+def rollout(policies: int, seed: int) -> Experience:
+    """Random states, actions near what a fresh actor does."""
+    stream, t, n = generator(seed), 8, 16
+    shape = (policies, t, n)
+    return Experience(
+        states=torch.randn(*shape, 16, generator=stream),
+        last_states=torch.randn(policies, n, 16, generator=stream),
+        actions=torch.randn(shape, generator=stream),
+        log_density=torch.randn(shape, generator=stream) * 0.01 - 0.5,
+        rewards=torch.randn(shape, generator=stream),
+        terminated=torch.zeros(shape, dtype=torch.bool),
+        truncated=torch.zeros(t, n, dtype=torch.bool),
+        final_states=torch.zeros(policies, 0, 16),
+    )
+
+
+def learner(policies: int, outputs: int) -> Adam:
+    weights = torch.stack([initial_weights(8, [0.0] * outputs, 1.0, generator(i)) for i in range(policies)])
+    return Adam(weights, torch.zeros_like(weights), torch.zeros_like(weights), torch.zeros(policies, 1))
+
+
+SMALL = PPOConfig(steps=256, environments=16, rollout=8, batch=48, epochs=3, hidden=8)
+
+
+def order(policies: int, seed: int = 9) -> Tensor:
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(
+        np.stack([[rng.permutation(SMALL.samples) for _ in range(SMALL.epochs)] for _ in range(policies)])
+    )
+
+
+def test_the_critics_update_is_autograds_and_adams() -> None:
+    seen, taught = rollout(1, 3), torch.randn(1, SMALL.samples, generator=generator(4))
+    adam = learner(1, 1)
+    leaf = adam.weights.clone().requires_grad_()
+    optimiser = torch.optim.Adam([leaf], lr=1e-3, eps=1e-5)
+    turns = order(1)
+    ppo.improve_critic(Network(1, SMALL.batch, 8, 1, CPU), adam, seen, taught, turns, SMALL, 1e-3)
+    states = seen.states.flatten(1, 2)
+    for epoch in turns[0]:
+        # 128 samples in batches of 48: the last is shorter.
+        for rows in epoch.split(SMALL.batch):
+            w1, b1, w2, b2, w3, b3 = weights_of(leaf, 8, 1)
+            h = torch.tanh(torch.tanh(states[:, rows] @ w1.mT + b1) @ w2.mT + b2)
+            loss = SMALL.value * torch.nn.functional.mse_loss((h @ w3.mT + b3)[..., 0], taught[:, rows])
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([leaf], SMALL.max_gradient)
+            optimiser.step()
+    torch.testing.assert_close(adam.weights, leaf.detach(), rtol=1e-5, atol=1e-6)
+
+
+def acting(adam: Adam, seed: int) -> tuple[Experience, Tensor]:
+    """A rollout whose actions the policies in ``adam`` drew, and the noise that they drew it with."""
+    seen, policies = rollout(len(adam.weights), seed), len(adam.weights)
+    outputs = Network(policies, SMALL.samples, 8, 2, CPU).forward(adam.weights, seen.states.flatten(1, 2))
+    noise = torch.randn(policies, SMALL.samples, generator=generator(seed + 1))
+    mean, log_sd = outputs[..., 0], ppo.bounded_log_sd(outputs[..., 1])
+    actions = mean + log_sd.exp() * noise
+    shape = seen.actions.shape
+    density = log_density(actions, mean, log_sd)
+    return replace(seen, actions=actions.view(shape), log_density=density.view(shape)), noise
+
+
+def test_a_policy_that_has_moved_far_enough_stands_still_and_the_others_go_on() -> None:
+    turns = order(2)
+    gains = torch.randn(2, SMALL.samples, generator=generator(6))
+
+    def improve(target: float, epochs: int) -> Tensor:
+        adam = learner(2, 2)
+        seen, _ = acting(adam, 5)
+        # As if a policy far away had drawn the second's actions: its divergence is large from the first batch on.
+        seen.log_density[1] -= 2.0
+        config = replace(SMALL, target_kl=target, epochs=epochs)
+        network = Network(2, SMALL.batch, 8, 2, CPU)
+        figures = ppo.improve_actor(network, adam, seen, gains, turns[:, :epochs], config, 1e-3)
+        assert torch.isfinite(figures.kl).all()
+        assert figures.kl[0] < 0.1 < 1.0 < figures.kl[1]
+        return adam.weights
+
+    cut, once, free = improve(0.5, 3), improve(1e9, 1), improve(1e9, 3)
+    assert torch.equal(cut[1], once[1])
+    assert torch.equal(cut[0], free[0])
+    assert not torch.equal(free[1], once[1])
+
+
+def test_an_update_follows_the_advantages() -> None:
+    """Where higher actions paid and lower ones cost, the mean moves up."""
+    adam = learner(1, 2)
+    seen, noise = acting(adam, 7)
+    network = Network(1, SMALL.samples, 8, 2, CPU)
+    states = seen.states.flatten(1, 2)
+    before = network.forward(adam.weights, states)
+    figures = ppo.improve_actor(network, adam, seen, noise, order(1), replace(SMALL, entropy=0.0), 1e-3)
+    after = network.forward(adam.weights, states)
+    assert (after[..., 0] > before[..., 0]).float().mean() > 0.75
+    assert 0.0 < float(figures.kl) < 0.1
+    assert float(figures.gradient) > 0.0
+    assert float(figures.entropy) < math.log(2.0)
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"steps": 100},
+        {"steps": 0},
         {"batch": 0},
+        {"batch": 1.5},
         {"epochs": 0},
         {"hidden": 0},
-        {"threads": 0},
+        {"environments": 0},
+        {"rollout": -1},
         {"learning_rate": 0.0},
+        {"learning_rate": math.inf},
+        {"final_rate": 0.0},
         {"gamma": 1.5},
         {"gae_lambda": 0.0},
         {"clip": -0.1},
-        {"max_gradient": float("nan")},
+        {"entropy": -1e-3},
+        {"value": math.nan},
+        {"target_kl": 0.0},
+        {"max_gradient": math.nan},
     ],
 )
-def test_a_bad_hyperparameter_is_refused_by_name(change):
+def test_a_bad_hyperparameter_is_refused_by_name(change: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(change))):
-        PPOConfig(**change)
+        PPOConfig(**change)  # type: ignore[arg-type]
 
 
-def test_a_constant_price_is_refused():
-    """The old system trained on a constant price and did not notice."""
-    bars, splits = market()
-    flat = dataclasses.replace(bars, open=np.full(len(bars), 100.0))
-    with pytest.raises(TrainingError, match="constant price"):
-        train(flat, splits.train, seed=1, config=SHORT)
-
-
-def test_signals_that_never_trade_are_refused():
-    bars, splits = market()
-    idle = dataclasses.replace(bars, base_fraction=np.zeros(len(bars)))
-    with pytest.raises(TrainingError, match="holds nothing"):
-        train(idle, splits.train, seed=1, config=SHORT)
-
-
-def test_a_window_shorter_than_an_episode_is_refused():
-    bars, _ = market()
-    with pytest.raises(TrainingError, match="episode of 500"):
-        train(bars, range(400), seed=1, config=SHORT)
-
-
-def test_numbers_that_are_not_finite_are_refused_by_name_and_bar():
-    bars, splits = market()
-    broken = dataclasses.replace(bars, return_1h=np.where(np.arange(len(bars)) == 500, np.nan, bars.return_1h))
-    with pytest.raises(TrainingError, match="return_1h at bar 500 is nan"):
-        train(broken, splits.train, seed=1, config=SHORT)
-
-
-@pytest.fixture(scope="module")
-def learned() -> dict[int, Track]:
-    bars, splits = market()
-    return {seed: walk(bars, splits.test, learn(bars, splits.train, seed)) for seed in SEEDS}
-
-
-def test_it_learns_on_a_planted_edge(learned):
-    """On unseen data: better than multiplier 1, and than random multipliers, for at least 4 of 5 seeds."""
-    bars, splits = market()
-    rng = np.random.default_rng(0)
-    held = np.repeat(rng.uniform(0.0, 2.0, (5, 400)), 24, axis=1)
-    rivals = {"kelly": lambda state, t: 1.0}
-    # Random multipliers that are held for a day: redrawn every bar they would lose to costs alone.
-    rivals |= {f"random {k}": lambda state, t, row=row: float(row[t]) for k, row in enumerate(held)}
-    best = max(sharpe(track) for track in run(bars, splits.test, rivals).values())
-    wins = [sharpe(track) > best + 0.5 for track in learned.values()]
-    assert sum(wins) >= 4, {seed: sharpe(track) for seed, track in learned.items()} | {"best rival": best}
-
-
-def test_its_action_uses_the_whole_range(learned):
-    """The old system clipped an action in [0, 2] to [-1, 1]."""
-    for track in learned.values():
-        assert track.multiplier.min() < 0.25
-        assert track.multiplier.max() > 1.6
-        assert track.multiplier.std() > 0.3
-
-
-def test_with_leaked_future_returns_it_wins_by_far(learned):
-    bars, splits = market()
-    coming = np.zeros(len(bars))
-    coming[:-2] = bars.open[2:] / bars.open[1:-1] - 1.0
-    leaked = dataclasses.replace(bars, confidence=(np.sign(coming) * bars.direction > 0).astype(np.float64))
-    cheat = sharpe(walk(leaked, splits.test, learn(leaked, splits.train, 0)))
-    assert cheat > 3.0 * max(sharpe(track) for track in learned.values())
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_on_shuffled_data_it_does_not_win(seed):
-    """The old system's edge survived shuffling; here the returns are permuted and the signals stay."""
-    bars, splits = market()
-    steps = np.random.default_rng(seed).permutation(np.diff(np.log(bars.open)))
-    opened = bars.open[0] * np.exp(np.concatenate(([0.0], np.cumsum(steps))))
-    closed = np.concatenate((opened[1:], opened[-1:]))
-    shuffled = dataclasses.replace(
-        bars, open=opened, close=closed, **market_features(closed, bars.interval_seconds)._asdict()
-    )
-    figures = summarise(walk(shuffled, splits.test, learn(shuffled, splits.train, seed)), 3600)
-    assert figures["probabilistic_sharpe"] < 0.95
-    assert figures["sharpe"] < 1.0
+def test_the_rate_falls_to_its_share_and_the_defaults_are_the_guides_where_it_learns() -> None:
+    config = PPOConfig(steps=4_096_000)
+    assert config.rate(0) == config.learning_rate
+    assert config.rate(config.updates) == pytest.approx(0.05 * config.learning_rate)
+    assert (config.gamma, config.gae_lambda, config.clip, config.hidden) == (0.99, 0.95, 0.2, 128)
+    assert (config.batch, config.epochs, config.environments, config.rollout) == (1_024, 4, 128, 16)
