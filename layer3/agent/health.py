@@ -89,7 +89,7 @@ def _collapsed(curves: Sequence[Progress]) -> str:
     if spread >= SPREAD_LOW:
         return ""
     return (
-        f"the actions have collapsed: lately the multiplier spreads by only {spread:.3f} "
+        f"The actions have collapsed: lately the multiplier spreads by only {spread:.3f} "
         f"(limit {SPREAD_LOW}) around {_tenths(curves, 'multiplier_mean')[-1]:.2f}, so the policy decides nothing "
         f"and explores nothing; raise the entropy weight or lower the learning rate of {curves[0].learning_rate:.1e}"
     )
@@ -111,7 +111,7 @@ def _at_a_bound(curves: Sequence[Progress]) -> str:
         )
     else:
         return ""
-    return f"the multiplier is stuck at its bound {bound:g} (lately {mean:.3f} on average): {remedy}"
+    return f"The multiplier is stuck at its bound {bound:g} (lately {mean:.3f} on average): {remedy}"
 
 
 def _without_entropy(curves: Sequence[Progress]) -> str:
@@ -119,7 +119,7 @@ def _without_entropy(curves: Sequence[Progress]) -> str:
     if entropy >= ENTROPY_LOW:
         return ""
     return (
-        f"the entropy has collapsed to {entropy:.2f} nats (limit {ENTROPY_LOW:g}): the policy explores nothing "
+        f"The entropy has collapsed to {entropy:.2f} nats (limit {ENTROPY_LOW:g}): the policy explores nothing "
         "any more and can learn nothing new; raise the entropy weight, or lower the learning rate of "
         f"{curves[0].learning_rate:.1e}"
     )
@@ -130,7 +130,7 @@ def _exploding(curves: Sequence[Progress]) -> str:
     if tenths.max() <= KL_HIGH:
         return ""
     return (
-        f"the KL divergence explodes: {tenths.max():.3f} per update over {_steps_of(curves, int(tenths.argmax()))} "
+        f"The KL divergence explodes: {tenths.max():,.3f} per update over {_steps_of(curves, int(tenths.argmax()))} "
         f"(limit {KL_HIGH}, healthy about 0.01), so each update throws away what the one before learned; "
         f"lower the learning rate of {curves[0].learning_rate:.1e}, the epochs or the target KL"
     )
@@ -152,7 +152,7 @@ def _misled(curves: Sequence[Progress]) -> str:
     if (tenths[5:] >= EXPLAINED_LOW).any():
         return ""
     return (
-        f"the critic is worse than no critic: explained variance {tenths[5:].mean():.2f} over the second half of the "
+        f"The critic is worse than no critic: explained variance {tenths[5:].mean():.2f} over the second half of the "
         f"training, never above {EXPLAINED_LOW}; check that rewards have no extreme values, lower the learning rate "
         f"of {curves[0].learning_rate:.1e}, or give the critic's error more weight"
     )
@@ -163,7 +163,7 @@ def _no_better(curves: Sequence[Progress]) -> str:
     if tenths[-1] > tenths[0]:
         return ""
     return (
-        f"the reward is no better at the end than at the start: {tenths[-1]:+.4f} per step over the last tenth, "
+        f"The reward is no better at the end than at the start: {tenths[-1]:+.4f} per step over the last tenth, "
         f"{tenths[0]:+.4f} over the first; train for more steps or with another learning rate than "
         f"{curves[0].learning_rate:.1e}, or accept that this market has nothing to teach"
     )

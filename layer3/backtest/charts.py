@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
@@ -30,6 +30,8 @@ Floats = NDArray[np.float64]
 AVERAGE_POINTS: Final = 96
 _INK: Final = "#3d444d"
 _RULE: Final = "#dfe3e8"
+#: For words beside lines too pale to be read in their own colour.
+_BESIDE: Final = "#4f6f99"
 _DAY: Final = 86_400.0
 
 
@@ -185,36 +187,36 @@ def steps_chart(
     columns: int,
     spread: Floats | None = None,
     bounds: Sequence[float] = (),
-    reference: tuple[float, str] | None = None,
+    limit: tuple[float, str] | None = None,
 ) -> str:
     """Draw quantities against the steps of a training: all ``lines`` thin and in one style, ``main`` on top of them.
 
     A line keeps the lowest and the highest point of each of ``columns`` columns. ``spread`` (of
     ``main``'s length) is shaded on both sides of ``main``; ``bounds`` are heights that must be visible,
-    ``reference`` a height to mark and the words for it. An empty label is not written.
+    ``limit`` a height to mark and the words for it. An empty label is not written.
     """
     thinned = [thin(line.x, line.y, columns) for line in lines]
     with _drawing() as (make_figure, save):
         figure = make_figure(layout)
         axes = _axes(figure, layout)
-        heights = [y for _, y in thinned] + [main.y, np.array([*bounds, *([reference[0]] if reference else [])])]
+        heights = [y for _, y in thinned] + [main.y, np.array([*bounds, *([limit[0]] if limit else [])])]
         _scale(axes, layout, np.concatenate(heights), "{:g}")
         _steps_axis(axes, max(float(line.x[-1]) for line in (*lines, main)))
-        if reference:
-            axes.axhline(reference[0], color=_INK, lw=0.8, dashes=(1.5, 2.5), zorder=1.5, clip_on=False)
-        if lines:
-            # One path for all: hundreds of them would cost more for their styles than for their points.
-            gap = [np.array([np.nan])]
-            x, y = (np.concatenate([part for pair in thinned for part in (pair[axis], *gap)]) for axis in (0, 1))
-            _line(axes, x, y, lines[0].style, zorder=3)
+        if limit:
+            axes.axhline(limit[0], color=_INK, lw=0.8, dashes=(1.5, 2.5), zorder=1.5, clip_on=False)
+        # One path for all: hundreds of them would cost more for their styles than for their points.
+        gap = np.array([np.nan])
+        x, y = (np.concatenate([part for pair in thinned for part in (pair[axis], gap)]) for axis in (0, 1))
+        _line(axes, x, y, lines[0].style, zorder=3)
         kept = np.searchsorted(main.x, thin(main.x, main.y, layout.columns)[0])
         x, y = main.x[kept], main.y[kept]
         if spread is not None:
             low, high = y - spread[kept], y + spread[kept]
             axes.fill(np.r_[x, x[::-1]], np.r_[high, low[::-1]], color=main.style.color, alpha=0.14, lw=0, zorder=2)
         _line(axes, x, y, main.style, zorder=4)
-        written = [line for line in (main, *lines) if line.label]
-        _label_ends(axes, layout, [*written, *_marked(main, reference)], unlined=1 if reference else 0)
+        beside = Style(_BESIDE, lines[0].style.dash, lines[0].style.width)
+        written = [line for line in (main, *(replace(line, style=beside) for line in lines)) if line.label]
+        _label_ends(axes, layout, [*written, *_marked(main, limit)], unlined=1 if limit else 0)
         return save(figure, f"{name}-{layout.name}", layout, title)
 
 
@@ -238,6 +240,9 @@ def _line(axes: Axes, x: Floats, y: Floats, style: Style, *, zorder: float, step
         linestyle=style.dash,
         linewidth=style.width,
         zorder=zorder,
+        # A line needs two points to be seen.
+        marker="o" if len(x) == 1 else "",
+        markersize=4.0,
         drawstyle="steps-post" if steps else "default",
         clip_on=False,
         solid_capstyle="butt",

@@ -231,7 +231,8 @@ def plain(value: Any) -> str:
     if isinstance(value, float):
         return format_number(value, "number", digits=None) if abs(value) < 1e4 else f"{value:,.2f}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {plain(item)}" for key, item in value.items()) or MISSING
+        inner = {key: f"({plain(item)})" if isinstance(item, Mapping) else plain(item) for key, item in value.items()}
+        return ", ".join(f"{key} {text}" for key, text in inner.items()) or MISSING
     if isinstance(value, list | tuple):
         return ", ".join(map(plain, value)) or MISSING
     return str(value)

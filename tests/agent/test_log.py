@@ -69,7 +69,7 @@ def test_a_warning_is_said_once_and_names_its_policy():
         log(report)
     warnings = [text for text in said if text.startswith("WARNING: ")]
     assert len(warnings) == 1
-    assert warnings[0].startswith("WARNING: seed-8: the KL divergence explodes: 0.300")
+    assert warnings[0].startswith("WARNING: seed-8: The KL divergence explodes: 0.300")
 
 
 def test_one_policy_of_several_settings_is_named_too():
