@@ -2,9 +2,9 @@
 
 Policies of equal settings form a population. Between two updates they walk their windows together;
 then each makes its update on its own rollout. On a CPU the work is handed to ``threads`` workers in
-pieces whose arithmetic does not depend on how many workers there are: teams of policies while they
-walk, then a few policies' actors or critics, small enough for their activations to stay in the
-cache. On a GPU there is one piece.
+pieces of a few policies, cut without regard to how many workers there are, so that their number
+changes no bit: first the walk, then the critics' judgement, then actors and critics apart. On a GPU
+there is one piece.
 
 Every policy draws from its own generator, always in the same order, so that who else is trained
 changes nothing.
@@ -40,7 +40,7 @@ __all__ = ["Report", "Settings", "Trained", "memory_needed", "train"]
 
 States = NDArray[np.float32]
 
-#: Policies whose actors or critics one worker improves together: their activations are 2 MB each.
+#: Policies that one worker walks, or improves, together: enough to share the calls' cost, few enough for the cache.
 _CHUNK: Final = 4
 #: log of the action's first standard deviation, before the sigmoid.
 _LOG_SD_START: Final = 0.5
@@ -168,20 +168,16 @@ class _Population:
         self._per_year = math.sqrt(_YEAR_SECONDS / bars.interval_seconds)
         self.update = 0
         host = device.type == "cpu"
-        parts = min(workers, count) if host else 1
-        bounds = [count * part // parts for part in range(parts + 1)]
-        self._teams = list(
-            pool.map(
-                lambda first, last: Team(bars, first, members[first:last], settings.environment, config, device),
-                bounds[:-1],
-                bounds[1:],
-            )
-        )
-        chunk = _CHUNK if host else count
-        self._chunks = [slice(first, min(first + chunk, count)) for first in range(0, count, chunk)]
+        size = _CHUNK if host else count
+        self._chunks = [slice(first, min(first + size, count)) for first in range(0, count, size)]
+
+        def team(chunk: slice) -> Team:
+            return Team(bars, chunk.start, members[chunk], settings.environment, config, device)
+
+        self._teams = list(pool.map(team, self._chunks))
         self._networks: SimpleQueue[tuple[Network, Network]] = SimpleQueue()
         for _ in range(workers if host else 1):
-            shape = (min(chunk, count), config.batch, config.hidden)
+            shape = (min(size, count), config.batch, config.hidden)
             self._networks.put((Network(*shape, 2, device), Network(*shape, 1, device)))
         generators = [torch.Generator().manual_seed(seed) for seed, _ in members]
         biases = ([0.0, _LOG_SD_START], [0.0])
@@ -380,6 +376,8 @@ def _checked(
     for name, given in (("seeds", seeds), ("folds", folds), ("settings", settings)):
         if not len(given):
             raise ConfigurationError(f"no {name} given: there is nothing to train")
+    if not all(folds):
+        raise ConfigurationError("a fold of no windows: there is nothing to train on")
     for seed in seeds:
         if not 0 <= seed < 2**32:
             raise ConfigurationError(f"seed is {seed}, expected an integer in [0, 2^32)")

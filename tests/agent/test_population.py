@@ -1,0 +1,398 @@
+"""Training as a whole: who else is trained, how many threads, a kill in the middle: none of it changes a byte."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from layer3 import contract, storage
+from layer3.agent.bars import Bars, concatenate
+from layer3.agent.environment import EnvironmentConfig
+from layer3.agent.networks import Network
+from layer3.agent.policy import Policy, stack
+from layer3.agent.population import Report, Settings, Trained, memory_needed, train
+from layer3.agent.ppo import PPOConfig
+from layer3.errors import ConfigurationError, ContractError, TrainingError
+from tests.agent.worlds import make_bars, trend
+
+ROOT = Path(__file__).parents[2]
+SHORT = Settings(PPOConfig(steps=8_192))
+TINY = Settings(
+    PPOConfig(steps=1_024, environments=16, rollout=8, batch=64, epochs=2, hidden=8),
+    EnvironmentConfig(episode_steps=50),
+)
+WINDOW = range(1_500)
+
+
+@pytest.fixture(scope="module")
+def bars() -> Bars:
+    return make_bars(2_000)
+
+
+def differences(one: Trained, other: Trained) -> float:
+    """Largest difference of any weight."""
+    return max(float(np.abs(one.tensors[name] - other.tensors[name]).max()) for name in one.tensors)
+
+
+def same(one: Trained, other: Trained) -> bool:
+    return (
+        all(one.tensors[name].tobytes() == other.tensors[name].tobytes() for name in one.tensors)
+        and one.states.tobytes() == other.states.tobytes()
+        and [dataclasses.replace(p, seconds=0.0) for p in one.curves]
+        == [dataclasses.replace(p, seconds=0.0) for p in other.curves]
+    )
+
+
+def test_every_policy_of_a_population_is_the_one_trained_alone(bars: Bars) -> None:
+    seeds, folds = [3, 1, 2], [WINDOW, range(700, 2_000)]
+    together = train(bars, seeds=seeds, folds=folds, settings=[SHORT], threads=2)
+    assert [(member.seed, member.fold) for member in together] == [(s, (f,)) for f in folds for s in seeds]
+    for member in together:
+        (alone,) = train(bars, seeds=[member.seed], folds=[member.fold], settings=[SHORT], threads=1)
+        assert differences(member, alone) <= 1e-5
+        np.testing.assert_array_equal(member.tensors["mean"], alone.tensors["mean"])
+    assert len({member.tensors["w1"].tobytes() for member in together}) == 6
+
+
+def test_settings_train_one_after_another_and_come_outermost(bars: Bars) -> None:
+    other = Settings(dataclasses.replace(TINY.ppo, learning_rate=3e-3), TINY.environment)
+    reports: list[Report] = []
+    trained = train(bars, seeds=[1, 2], folds=[WINDOW], settings=[TINY, other], on_progress=reports.append)
+    assert [(member.settings, member.seed) for member in trained] == [(TINY, 1), (TINY, 2), (other, 1), (other, 2)]
+    alone = train(bars, seeds=[2], folds=[WINDOW], settings=[other])
+    assert differences(trained[3], alone[0]) <= 1e-5
+    assert [report.policies for report in reports] == [(0, 1)] * 8 + [(2, 3)] * 8
+    assert [report.steps for report in reports] == list(range(256, 4_097, 256))
+    assert {report.total_steps for report in reports} == {4_096}
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_of_threads_changes_nothing(bars: Bars, threads: int) -> None:
+    arguments: dict[str, Any] = {"seeds": range(5), "folds": [WINDOW], "settings": [SHORT]}
+    one, other = train(bars, **arguments, threads=2), train(bars, **arguments, threads=threads)
+    assert all(same(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(bars: Bars) -> None:
+    first, again = (train(bars, seeds=[7], folds=[WINDOW], settings=[TINY])[0] for _ in range(2))
+    (other,) = train(bars, seeds=[8], folds=[WINDOW], settings=[TINY])
+    assert same(first, again)
+    assert first.tensors["w1"].tobytes() != other.tensors["w1"].tobytes()
+
+
+def test_training_leaves_global_state_alone(bars: Bars) -> None:
+    torch.manual_seed(5)
+    torch_state, threads = torch.get_rng_state(), torch.get_num_threads()
+    numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
+    train(bars, seeds=[1], folds=[WINDOW], settings=[TINY])
+    assert torch.equal(torch_state, torch.get_rng_state())
+    assert (numpy_state == np.random.get_state()[1]).all()  # noqa: NPY002
+    assert torch.get_num_threads() == threads
+
+
+def test_progress_is_told_after_every_update_and_kept_as_curves(bars: Bars) -> None:
+    reports: list[Report] = []
+    members = train(bars, seeds=[1, 2], folds=[WINDOW], settings=[TINY], on_progress=reports.append)
+    assert [report.figures[1] for report in reports] == list(members[1].curves)
+    assert [progress.steps for progress in members[0].curves] == list(range(128, 1_025, 128))
+    for progress in members[0].curves:
+        assert np.isfinite(dataclasses.astuple(progress)).all()
+        assert 0.0 <= progress.multiplier_mean <= 2.0
+        assert progress.total_steps == 1_024
+    assert members[0].curves[0].learning_rate == TINY.ppo.learning_rate
+
+
+def test_numpy_serves_the_very_network_that_was_trained(bars: Bars) -> None:
+    """The old system served a network that was not the trained one."""
+    (member,) = train(bars, seeds=[1], folds=[WINDOW], settings=[SHORT])
+    t = member.tensors
+    layers = torch.nn.Sequential(
+        torch.nn.Linear(16, 128), torch.nn.Tanh(), torch.nn.Linear(128, 128), torch.nn.Tanh(), torch.nn.Linear(128, 2)
+    )
+    with torch.no_grad():
+        for number, at in enumerate((0, 2, 4), start=1):
+            layers[at].weight.copy_(torch.from_numpy(t[f"w{number}"].T.copy()))
+            layers[at].bias.copy_(torch.from_numpy(t[f"b{number}"]))
+        x = torch.from_numpy((member.states - t["mean"]) / t["std"]).clamp(-10.0, 10.0)
+        expected = 2.0 * torch.sigmoid(layers(x)[:, 0])
+    multiplier, _ = Policy(stack([t]), {}).act(member.states)
+    np.testing.assert_allclose(multiplier, expected.numpy(), atol=1e-5)
+    assert multiplier.std() > 0.0
+
+
+def test_a_policy_of_several_windows_learns_from_all_of_them_and_from_nothing_else(bars: Bars) -> None:
+    joined = concatenate([bars, make_bars(2_000, seed=2)])
+    fold = [range(600), range(2_100, 2_700)]
+    poisoned = {
+        entry.name: np.where(np.isin(np.arange(4_000), [*fold[0], *fold[1]]), getattr(joined, entry.name), np.nan)
+        for entry in dataclasses.fields(Bars)
+        if getattr(joined, entry.name).dtype == np.float64
+    }
+    clean = train(joined, seeds=[1], folds=[fold], settings=[TINY])
+    dirty = train(dataclasses.replace(joined, **poisoned), seeds=[1], folds=[fold], settings=[TINY])
+    assert same(clean[0], dirty[0])
+    (first_only,) = train(joined, seeds=[1], folds=[fold[0]], settings=[TINY])
+    assert not same(clean[0], first_only)
+
+
+RESUME = """
+import sys
+from layer3.agent.population import Settings, train
+from layer3.agent.ppo import PPOConfig
+from layer3.agent.policy import stack
+from tests.agent.worlds import make_bars
+import safetensors.numpy
+trained = train(
+    make_bars(2_000), seeds=[1, 2, 3], folds=[range(1_500)], settings=[Settings(PPOConfig(steps=40_960))],
+    threads=2, checkpoint=sys.argv[1], checkpoint_every=2,
+    on_progress=lambda report: print(report.steps, flush=True),
+)
+blob = safetensors.numpy.save(stack([member.tensors for member in trained]))
+open(sys.argv[2], "wb").write(blob)
+"""
+
+
+def test_killed_at_any_moment_and_taken_up_again_it_ends_in_the_same_bytes(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def start(name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", RESUME, str(tmp_path / f"{name}.safetensors"), str(tmp_path / name)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+    with start("whole") as process:
+        process.communicate(timeout=120)
+        assert process.returncode == 0
+    rng, first_steps = np.random.default_rng(1), []
+    for attempt in range(20):
+        process = start("killed")
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if line:
+            first_steps.append(int(line))
+        if attempt < 3:
+            # Somewhere in the next few updates, in the middle of a checkpoint as likely as anywhere.
+            for _ in range(4):
+                process.stdout.readline()
+            time.sleep(float(rng.uniform(0.0, 0.05)))
+            process.send_signal(signal.SIGKILL)
+            process.wait(10)
+            process.stdout.close()
+            continue
+        process.stdout.read()
+        assert process.wait(120) == 0
+        process.stdout.close()
+        break
+    assert (tmp_path / "killed").read_bytes() == (tmp_path / "whole").read_bytes()
+    # Every start but the first went on from where a checkpoint stood.
+    assert first_steps[0] == 3 * 2_048
+    assert all(later > earlier for earlier, later in zip(first_steps, first_steps[1:], strict=False))
+
+
+def test_a_checkpoint_may_be_taken_up_with_other_threads_and_a_finished_one_trains_no_more(
+    bars: Bars, tmp_path: Path
+) -> None:
+    address = str(tmp_path / "deep" / "checkpoint.safetensors")
+    arguments: dict[str, Any] = {"seeds": range(3), "folds": [WINDOW], "settings": [TINY], "checkpoint": address}
+    whole = train(bars, seeds=range(3), folds=[WINDOW], settings=[TINY])
+
+    def stop(report: Report) -> None:
+        if report.steps == 3 * 128 * 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(bars, **arguments, threads=2, checkpoint_every=2, on_progress=stop)
+    reports: list[Report] = []
+    resumed = train(bars, **arguments, threads=1, checkpoint_every=2, on_progress=reports.append)
+    assert reports[0].steps == 3 * 128 * 5
+    assert all(same(a, b) for a, b in zip(whole, resumed, strict=True))
+    reports.clear()
+    finished = train(bars, **arguments, on_progress=reports.append)
+    assert not reports
+    assert all(same(a, b) for a, b in zip(whole, finished, strict=True))
+
+
+def written(bars: Bars, folder: Path) -> str:
+    address = str(folder / "checkpoint.safetensors")
+    train(bars, seeds=[1], folds=[WINDOW], settings=[TINY], checkpoint=address, checkpoint_every=4)
+    return address
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seeds": [2]}, "seeds and folds"),
+        ({"folds": [range(1_400)]}, "seeds and folds"),
+        ({"settings": [Settings(dataclasses.replace(TINY.ppo, clip=0.3), TINY.environment)]}, "ppo"),
+        ({"settings": [Settings(TINY.ppo, EnvironmentConfig(episode_steps=60))]}, "environment"),
+        ({"bars": make_bars(2_000, seed=9)}, "data"),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused(
+    bars: Bars, tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    address = written(bars, tmp_path)
+    arguments: dict[str, Any] = {"bars": bars, "seeds": [1], "folds": [WINDOW], "settings": [TINY]} | change
+    before = Path(address).read_bytes()
+    with pytest.raises(TrainingError, match=f"differs in {named}: remove it"):
+        train(arguments.pop("bars"), **arguments, checkpoint=address)
+    assert Path(address).read_bytes() == before
+
+
+def test_a_checkpoint_of_another_contract_is_refused(
+    bars: Bars, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = written(bars, tmp_path)
+    monkeypatch.setattr(contract, "VERSION", "himari-state-17/1")
+    with pytest.raises(ContractError, match="himari-state-16/1.*himari-state-17/1"):
+        train(bars, seeds=[1], folds=[WINDOW], settings=[TINY], checkpoint=address)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint at all", None])
+def test_a_damaged_checkpoint_is_refused_and_left_alone(bars: Bars, tmp_path: Path, damage: bytes | None) -> None:
+    address = Path(written(bars, tmp_path))
+    content = address.read_bytes()[:-100] if damage is None else damage
+    address.write_bytes(content)
+    with pytest.raises(TrainingError, match="is damaged or no checkpoint.*remove it to start anew"):
+        train(bars, seeds=[1], folds=[WINDOW], settings=[TINY], checkpoint=str(address))
+    assert address.read_bytes() == content
+
+
+def test_a_full_disk_ends_in_a_sentence_with_the_last_checkpoint_intact(
+    bars: Bars, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = str(tmp_path / "checkpoint.safetensors")
+    write, calls = storage.write_bytes, []
+
+    def fill(uri: str, content: bytes) -> None:
+        calls.append(uri)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(uri, content)
+
+    monkeypatch.setattr(storage, "write_bytes", fill)
+    with pytest.raises(
+        TrainingError, match="No space left on device.*free some space.*after 4 updates, is .*checkpoint"
+    ):
+        train(bars, seeds=[1], folds=[WINDOW], settings=[TINY], checkpoint=address, checkpoint_every=2)
+    monkeypatch.setattr(storage, "write_bytes", write)
+    reports: list[Report] = []
+    (resumed,) = train(bars, seeds=[1], folds=[WINDOW], settings=[TINY], checkpoint=address, on_progress=reports.append)
+    assert reports[0].steps == 5 * 128
+    assert same(resumed, train(bars, seeds=[1], folds=[WINDOW], settings=[TINY])[0])
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_numbers_that_are_not_finite_stop_it_and_name_the_last_good_checkpoint(
+    bars: Bars, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    backward, calls = Network.backward, []
+
+    def poison(self: Network, flat: Any, x: Any, slope: Any, gradient: Any) -> None:
+        backward(self, flat, x, slope, gradient)
+        calls.append(1)
+        # 2 policies' actors and critics: 4 gradients for each of 2 batches, 2 epochs; the sixth update begins here.
+        if len(calls) > 5 * 8:
+            gradient[-1] = torch.nan
+
+    monkeypatch.setattr(Network, "backward", poison)
+    address = str(tmp_path / "checkpoint.safetensors") if kept else None
+    ending = "after 4 updates, is .*checkpoint.safetensors" if kept else "there is no checkpoint"
+    with pytest.raises(TrainingError, match=f"seed 2 diverged after 768 steps .*no policy was written.*{ending}"):
+        train(bars, seeds=[1, 2], folds=[WINDOW], settings=[TINY], checkpoint=address, checkpoint_every=4, threads=1)
+    if address:
+        monkeypatch.setattr(Network, "backward", backward)
+        resumed = train(bars, seeds=[1, 2], folds=[WINDOW], settings=[TINY], checkpoint=address)
+        whole = train(bars, seeds=[1, 2], folds=[WINDOW], settings=[TINY])
+        assert all(same(a, b) for a, b in zip(resumed, whole, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("world", "message"),
+    [
+        (trend(np.full(600, 123.0)), "the price is 123.0 on all 600 bars .* constant price"),
+        (trend(np.linspace(100, 200, 600), direction=np.zeros(600, dtype=np.int8)), "holds nothing on all 600 bars"),
+        (trend(np.linspace(100, 200, 600), base_fraction=np.zeros(600)), "holds nothing on all 600 bars"),
+        (trend(np.linspace(100, 200, 300)), "300 bars cannot hold an episode of 500"),
+        (
+            trend(np.linspace(100, 200, 600), return_1h=np.where(np.arange(600) == 500, np.nan, 0.0)),
+            "return_1h at bar 500 is nan",
+        ),
+    ],
+    ids=["constant price", "all HOLD", "zero base", "too short", "NaN"],
+)
+def test_what_cannot_be_learnt_from_is_refused(world: Bars, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        train(world, seeds=[1], folds=[range(len(world))], settings=[SHORT])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"seeds": []}, ConfigurationError, "no seeds given"),
+        ({"folds": []}, ConfigurationError, "no folds given"),
+        ({"folds": [[]]}, ConfigurationError, "a fold of no windows"),
+        ({"settings": []}, ConfigurationError, "no settings given"),
+        ({"seeds": [-1]}, ConfigurationError, "seed is -1"),
+        ({"device": "tpu"}, ConfigurationError, "device is 'tpu', expected cpu or cuda"),
+        ({"device": "cuda"}, ConfigurationError, "torch finds no GPU"),
+        ({"threads": 0}, ConfigurationError, "threads is 0"),
+        ({"checkpoint_every": 0}, ConfigurationError, "checkpoint_every is 0"),
+        ({"checkpoint": "ftp://x/y"}, ConfigurationError, "only local paths and gs://"),
+        ({"settings": [TINY, SHORT], "checkpoint": "x"}, ConfigurationError, "2 settings share no checkpoint"),
+        ({"folds": [range(1_500, 2_500)]}, TrainingError, "does not lie within the 2,000 bars"),
+        ({"folds": [range(0, 1_500, 2)]}, TrainingError, "does not lie within"),
+    ],
+)
+def test_a_bad_argument_is_refused_in_a_sentence(
+    bars: Bars, change: dict[str, Any], error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(error, match=message):
+        train(bars, **({"seeds": [1], "folds": [WINDOW], "settings": [TINY]} | change))
+
+
+def test_more_policies_than_memory_holds_are_refused_before_they_are_made(
+    bars: Bars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sysconf", lambda name: 4_096 if name == "SC_PAGE_SIZE" else 1_000)
+    with pytest.raises(TrainingError, match=r"3 policies at once need about 0\.1 GiB, cpu has 0\.0: train fewer"):
+        train(bars, seeds=range(3), folds=[WINDOW], settings=[SHORT])
+
+
+MEMORY = """
+import resource, sys, torch
+from layer3.agent.population import Settings, memory_needed, train
+from layer3.agent.ppo import PPOConfig
+from tests.agent.worlds import make_bars
+bars, config = make_bars(2_000), PPOConfig(steps=4_096)
+train(bars, seeds=[0], folds=[range(1_500)], settings=[Settings(config)], threads=2)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+train(bars, seeds=range(60), folds=[range(1_500)], settings=[Settings(config)], threads=2)
+grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+print(grown, memory_needed(60, config, 2))
+"""
+
+
+def test_the_memory_that_is_told_in_advance_is_enough_and_not_far_from_it() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    said = subprocess.run([sys.executable, "-c", MEMORY], env=environment, capture_output=True, text=True, check=True)
+    grown, told = map(int, said.stdout.split())
+    assert 0.3 * told < grown < told
+
+
+def test_a_low_target_ends_the_actors_epochs_early(bars: Bars) -> None:
+    free = train(bars, seeds=[1], folds=[WINDOW], settings=[TINY])
+    tight = Settings(dataclasses.replace(TINY.ppo, target_kl=1e-9), TINY.environment)
+    held = train(bars, seeds=[1], folds=[WINDOW], settings=[tight])
+    assert held[0].curves[-1].kl < free[0].curves[-1].kl
