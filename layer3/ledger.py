@@ -101,8 +101,8 @@ class Ledger:
         return self.cash + self.units * price
 
     def exposure(self, price: Any) -> Any:
-        """Signed fraction of equity held, (n,), marked at ``price``."""
-        return self.units * price / self.equity(price)
+        """Signed fraction of equity held, (n,), marked at ``price``; huge, its sign kept, where equity is used up."""
+        return self.units * price / self._xp.clip(self.equity(price), _DUST * self._capital, None)
 
     def unrealised(self, price: Any) -> Any:
         """Gain of the open position since its average entry, as a fraction, (n,); 0 when flat."""
