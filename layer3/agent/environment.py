@@ -229,16 +229,18 @@ class TradingEnvironment:
         own = {name: getattr(self, name) for name in _CURSOR}
         money = {f"ledger.{name}": getattr(self._account.ledger, name) for name in Ledger.FIELDS}
         arrays = {
-            name: np.asarray(value.cpu() if self._xp is not np else value) for name, value in (own | money).items()
+            name: np.asarray(value.cpu() if self._xp is not np else value).copy()
+            for name, value in (own | money).items()
         }
         return arrays | {"_age": self._age.copy(), "_clock": np.full(self._n, self._clock)}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> Any:
         """Go on from a :meth:`snapshot`; the states (n, 16) to act on next."""
+        # Copied both ways: the walk writes into its arrays, and a snapshot may be taken up again.
         for name in _CURSOR:
-            setattr(self, name, self._xp.asarray(arrays[name], device=self._device))
+            setattr(self, name, self._xp.asarray(arrays[name].copy(), device=self._device))
         for name in Ledger.FIELDS:
-            setattr(self._account.ledger, name, self._xp.asarray(arrays[f"ledger.{name}"], device=self._device))
+            setattr(self._account.ledger, name, self._xp.asarray(arrays[f"ledger.{name}"].copy(), device=self._device))
         self._age = arrays["_age"].copy()
         self._clock = int(arrays["_clock"][0])
         return self._account.observe(self._at)
