@@ -16,6 +16,7 @@ DATA = synthetic:$(MARKET)
 SYMBOL =
 SEED = 1
 STEPS = 250000
+MEMBERS = 1
 THRESHOLD = 1.0
 STORE = .
 HOST = 127.0.0.1
@@ -24,14 +25,14 @@ SIGNAL =
 SIZING =
 ENDPOINT = http://127.0.0.1:$(PORT)
 # Through the environment, so that no quote or space in a value can change a command.
-export DATA SYMBOL SEED STEPS THRESHOLD STORE HOST PORT SIGNAL SIZING ENDPOINT
+export DATA SYMBOL SEED STEPS MEMBERS THRESHOLD STORE HOST PORT SIGNAL SIZING ENDPOINT
 
 .PHONY: help install compile run-local serve size rollback release-status test lint format types imports check bench lock clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '\n  run-local takes DATA=FILE|gs://…|exchange:SYMBOL with SYMBOL=…, or MARKET=default|no-edge|edge=0.5,seed=3,\n'
-	@printf '  and SEED=, STEPS=, THRESHOLD=, STORE=. size takes SIGNAL=FILE.json. Both take SIZING=FILE.yaml. serve takes PORT= and HOST=.\n'
+	@printf '  and SEED=, STEPS=, MEMBERS=, THRESHOLD=, STORE=. size takes SIGNAL=FILE.json. Both take SIZING=FILE.yaml. serve takes PORT= and HOST=.\n'
 
 install: $(READY) ## create the environment in .venv
 
@@ -48,7 +49,7 @@ compile: $(READY) ## compile the pipelines to build/*.yaml
 	@$(BIN)/python compile.py
 
 run-local: compile ## run the compiled training pipeline on this machine
-	@$(BIN)/python -m pipelines.local --data="$$DATA" --symbol="$$SYMBOL" --seed="$$SEED" --steps="$$STEPS" --threshold="$$THRESHOLD" --store="$$STORE" $(if $(SIZING),--sizing="$$SIZING")
+	@$(BIN)/python -m pipelines.local --data="$$DATA" --symbol="$$SYMBOL" --seed="$$SEED" --steps="$$STEPS" --members="$$MEMBERS" --threshold="$$THRESHOLD" --store="$$STORE" $(if $(SIZING),--sizing="$$SIZING")
 
 serve: $(READY) ## serve the champion on http://127.0.0.1:8080
 	@MODEL_URI="$$STORE/channels/production.json" $(BIN)/python -m serving

@@ -11,48 +11,73 @@ def train(
     features: dsl.Input[dsl.Dataset],
     seed: int,
     steps: int,
+    members: int,
+    store: str,
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    curves: dsl.Output[dsl.HTML],
+    events: dsl.Output[dsl.Artifact],
 ) -> None:
     """Train one policy; the same seed and data give the same bytes on the same machine.
 
+    What was stopped in the middle goes on from its last checkpoint when it is run again.
+
     Args:
         features: What ingest prepared.
-        seed: Seed of every random draw.
-        steps: Environment steps.
+        seed: Seed of the first member's random draws; the others follow it.
+        steps: Environment steps of each member.
+        members: Policies in the ensemble; their mean is the answer.
+        store: Folder or gs:// URI that holds checkpoints/ and trials/.
     """
     import os
+    from dataclasses import asdict
     from pathlib import Path
 
     import torch
 
     from layer3 import workflow
-    from layer3.agent.ppo import Progress
+    from layer3.agent.environment import EnvironmentConfig
+    from layer3.agent.events import EventLog
+    from layer3.agent.log import TrainingLog
+    from layer3.agent.population import Report
+    from layer3.backtest.learning import TrainingContext, render_curves
 
     live = os.environ.get("HIMARI_PROGRESS") == "1"
-    told = 0
-
-    def tell(progress: Progress) -> None:
-        nonlocal told
-        if live:
-            print(f"::progress {progress.steps} {progress.total_steps}", flush=True)
-        tenth = 10 * progress.steps // progress.total_steps
-        if tenth > told:
-            told = tenth
-            print(
-                f"Steps {progress.steps:,}/{progress.total_steps:,} | Reward {progress.reward:+.4f} | "
-                f"Multiplier {progress.multiplier_mean:.2f} ± {progress.multiplier_sd:.2f} | "
-                f"Entropy {progress.entropy:+.2f} | KL {progress.kl:.4f} | Time {progress.seconds:.1f} s",
-                flush=True,
-            )
-
+    names = [f"seed-{number}" for number in range(seed, seed + members)]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy, figures = workflow.fit(
-        Path(features.path), place(model), seed=seed, steps=steps, device=device, on_progress=tell
-    )
-    log_metrics(metrics, figures)
-    kept = {
-        name: value for name, value in policy.manifest.items() if name not in {"golden", "metrics", "normalisation"}
-    }
+    log = TrainingLog(names, EnvironmentConfig().episode_steps, lambda line: print(line, flush=True))
+    with EventLog(place(events), names) as written:
+
+        def tell(report: Report) -> None:
+            if live:
+                print(f"::progress {report.steps} {report.total_steps}", flush=True)
+            log(report)
+            written(report)
+
+        fitted = workflow.fit(
+            Path(features.path),
+            Path(place(model)),
+            seed=seed,
+            steps=steps,
+            members=members,
+            device=device,
+            store=store,
+            on_progress=tell,
+        )
+    log_metrics(metrics, fitted.metrics)
+    manifest = fitted.policy.manifest
+    kept = {name: value for name, value in manifest.items() if name not in {"golden", "metrics", "normalisation"}}
     model.metadata.update(metadata({**kept, "device": device, "framework": "numpy + safetensors"}))
-    print(f"Policy {policy.model_id}, {steps:,} steps on {device}")
+    context = TrainingContext(
+        symbol=manifest["symbol"],
+        source=manifest["data"]["source"],
+        synthetic=manifest["synthetic"],
+        seeds=tuple(member.seed for member in fitted.members),
+        device=device,
+        model_id=fitted.policy.model_id,
+        settings=asdict(fitted.members[0].settings),
+    )
+    page = render_curves(context, {name: member.curves for name, member in zip(names, fitted.members, strict=True)})
+    place(curves).write_text(page, encoding="utf-8")
+    crowd = f" of {members} members" if members > 1 else ""
+    print(f"Policy {fitted.policy.model_id}{crowd}, {steps:,} steps on {device}")

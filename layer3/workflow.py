@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pandas as pd
 
+from layer3 import storage, trials
 from layer3.agent.bars import Bars, load_bars, prepare, save_bars
-from layer3.agent.policy import Policy, load_policy, save_policy
+from layer3.agent.policy import Policy, load_policy, save_policy, stack
 from layer3.backtest.engine import evaluate, run
 from layer3.backtest.metrics import summarise
 from layer3.backtest.record import KELLY_ONLY, POLICY, Evaluation
@@ -25,9 +28,12 @@ from layer3.sizing.config import parse_chain_config
 from layer3.version import source_sha256
 
 if TYPE_CHECKING:
-    from layer3.agent.ppo import Progress
+    from layer3.agent.population import Report, Trained
 
-__all__ = ["fit", "ingest", "judge_policy", "load_candles", "splits_of"]
+__all__ = ["MAX_MEMBERS", "Fitted", "fit", "ingest", "judge_policy", "load_candles", "splits_of"]
+
+#: Largest ensemble; every member costs the server one more pass through a network.
+MAX_MEMBERS: Final = 64
 
 
 def ingest(
@@ -87,34 +93,73 @@ def _split(bars: int, interval_seconds: int) -> Splits:
     return split(bars, purge=bars_of(PURGE_HOURS, interval_seconds))
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A policy in its folder, its ``metrics`` on training and validation, and the training of each member."""
+
+    policy: Policy
+    metrics: dict[str, float]
+    members: tuple[Trained, ...]
+
+
 def fit(
     features_path: Path,
     folder: Path,
     *,
     seed: int,
     steps: int,
+    members: int = 1,
     device: str = "cpu",
-    on_progress: Callable[[Progress], None] = lambda _: None,
-) -> tuple[Policy, dict[str, float]]:
-    """Train one policy on the training part and write it to ``folder``; also its metrics on training and validation.
+    store: str | None = None,
+    now: datetime | None = None,
+    on_progress: Callable[[Report], None] = lambda _: None,
+) -> Fitted:
+    """Train one policy on the training part and write it to ``folder``. Nothing of the test part is looked at.
 
-    Nothing of the test part is looked at.
+    Parameters
+    ----------
+    seed : of the first member; the others follow it
+    steps : environment steps of each member
+    members : policies that are trained together, and whose mean multiplier is the policy's answer
+    store : folder or ``gs://`` address where checkpoints go while it trains, under ``checkpoints/``, named
+        after what is trained, so that the same training goes on from there; and where the training is
+        written down as tried, under ``trials/``, at the time ``now``. Without it neither is kept.
     """
     # Only this step needs torch, whose import takes longer than most of the others run.
-    from layer3.agent.ppo import PPOConfig, train
+    from layer3.agent.population import Settings, train
+    from layer3.agent.ppo import PPOConfig
 
+    if not 1 <= members <= MAX_MEMBERS:
+        raise ConfigurationError(f"members is {members}, expected 1 to {MAX_MEMBERS} policies in an ensemble")
     bars, info = load_bars(features_path)
     splits = splits_of(bars)
-    config = PPOConfig(steps=steps)
-    trained = train(bars, splits.train, seed=seed, config=config, device=device, on_progress=on_progress)
-    last = trained.curves[-1]
+    settings = Settings(PPOConfig(steps=steps))
+    seeds = range(seed, seed + members)
+    code_version = source_sha256()[:12]
+    checkpoint = None
+    if store is not None:
+        what = [info["data_sha256"], info["sizing_sha256"], seed, members, asdict(settings), device, code_version]
+        name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
+        checkpoint = storage.join(store, "checkpoints", f"{name}.safetensors")
+    trained = train(
+        bars,
+        seeds=seeds,
+        folds=[splits.train],
+        settings=[settings],
+        device=device,
+        checkpoint=checkpoint,
+        on_progress=on_progress,
+    )
+    draft = Policy(stack([member.tensors for member in trained]), {})
+    last = [member.curves[-1] for member in trained]
     metrics = {
-        "steps": float(last.steps),
-        "final_entropy": last.entropy,
-        "final_explained_variance": last.explained_variance,
-        "final_multiplier_sd": last.multiplier_sd,
+        "steps": float(last[0].steps),
+        "members": float(members),
+        **{
+            f"final_{name}": sum(getattr(progress, name) for progress in last) / members
+            for name in ("entropy", "explained_variance", "multiplier_sd")
+        },
     }
-    draft = Policy(trained.tensors, {})
     strategies = {POLICY: lambda state, _: float(draft.act(state)[0]), KELLY_ONLY: lambda *_: 1.0}
     for part in ("train", "validation"):
         for name, track in run(bars, getattr(splits, part), strategies).items():
@@ -123,6 +168,20 @@ def fit(
                 value = figures[figure]
                 if value is not None:
                     metrics[f"{part}_{name}_{figure}"] = value
+    if store is not None:
+        trials.record(
+            store,
+            kind="run",
+            data=trials.Data.of(info),
+            seeds=list(seeds),
+            folds=[{info["data_sha256"]: [splits.train]}],
+            settings=[asdict(settings)],
+            # Of the policy that they make together: its members are not judged one by one here.
+            scores={"validation_sharpe": [metrics.get(f"validation_{POLICY}_sharpe")] * members},
+            code_version=code_version,
+            now=now or datetime.now(UTC),
+        )
+        metrics["trials"] = float(trials.count(store, info["data_sha256"]))
     details = {
         "symbol": info["symbol"],
         "synthetic": info["synthetic"],
@@ -135,11 +194,15 @@ def fit(
             "interval_seconds": bars.interval_seconds,
         },
         "seed": seed,
-        "code_version": source_sha256()[:12],
-        "training": asdict(config),
+        "code_version": code_version,
+        "training": asdict(settings.ppo),
+        "environment": asdict(settings.environment),
         "metrics": metrics,
     }
-    return save_policy(folder, trained.tensors, details, trained.states), metrics
+    policy = save_policy(folder, draft.tensors, details, trained[0].states)
+    if checkpoint is not None:
+        storage.remove(checkpoint)
+    return Fitted(policy, metrics, trained)
 
 
 def judge_policy(features_path: Path, folder: Path) -> Evaluation:

@@ -173,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--symbol", default="", help="name of the market, e.g. BTC-USDT (from the data where possible)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the training (1)")
     parser.add_argument("--steps", type=int, default=250_000, help="environment steps of the training (250000)")
+    parser.add_argument("--members", type=int, default=1, help="policies trained together, whose mean is served (1)")
     parser.add_argument("--threshold", type=float, default=1.0, help="least annualised Sharpe ratio (1.0)")
     parser.add_argument("--sizing", type=Path, help="settings of the sizing chain, like config/sizing.yaml (its own)")
     parser.add_argument("--store", default=str(ROOT), help="folder for runs/, models/, channels/ (the project)")
@@ -187,6 +188,8 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         raise ConfigurationError(f"seed is {options.seed}, expected an integer in [0, 2^32)")
     if not -100.0 <= options.threshold <= 100.0:
         raise ConfigurationError(f"threshold is {options.threshold}, expected a Sharpe ratio in [-100, 100]")
+    if not 1 <= options.members <= workflow.MAX_MEMBERS:
+        raise ConfigurationError(f"members is {options.members}, expected 1 to {workflow.MAX_MEMBERS} policies")
     if not 2_048 <= options.steps <= 10**9:
         raise ConfigurationError(f"steps is {options.steps:,}, expected 2,048 (one rollout) to 1,000,000,000")
     data = options.data
@@ -209,6 +212,7 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         "data_version": version,
         "seed": options.seed,
         "train_steps": options.steps,
+        "members": options.members,
         "sharpe_threshold": options.threshold,
         "store": str(storage.local_folder(options.store)),
         "sizing": chain_config_text(options.sizing),
@@ -253,6 +257,7 @@ def _conclude(manifest: Mapping[str, Any], store: Path) -> None:
         folder = folder.relative_to(Path.cwd())
     print(f"\nRun in {manifest['seconds']:.1f} s")
     print(f"  tear sheet  {folder / manifest['run_id'] / 'tear_sheet.html'}")
+    print(f"  training    {folder / manifest['run_id'] / 'curves.html'}")
     print(f"  all runs    {folder / 'index.html'}")
 
 

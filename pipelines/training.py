@@ -21,6 +21,7 @@ def training(
     data_version: str = "",
     seed: int = 1,
     train_steps: int = 250_000,
+    members: int = 1,
     sharpe_threshold: float = 1.0,
     serving_image: str = "himari-serving:unset",
     sizing: str = "",
@@ -39,8 +40,9 @@ def training(
         data: Path or gs:// URI of candles, exchange:SYMBOL, or synthetic:NAME.
         symbol: Name of the market.
         data_version: A file's sha256, or the end of an exchange's window; pins what ingest may serve from cache.
-        seed: Seed of the training.
+        seed: Seed of the training; an ensemble's members take the numbers from it on.
         train_steps: Environment steps of the training.
+        members: Policies that are trained together, and whose mean is the answer.
         sharpe_threshold: Least annualised Sharpe ratio that the gate asks.
         serving_image: Image that serves policies, for the model registry.
         sizing: Text of a YAML file like config/sizing.yaml; the defaults where it is empty.
@@ -53,7 +55,9 @@ def training(
         ingested = ingest(data=data, symbol=symbol, data_version=data_version, sizing=sizing)
         ingested.set_display_name("Ingest candles")
 
-        trained = train(features=ingested.outputs["features"], seed=seed, steps=train_steps)
+        trained = train(
+            features=ingested.outputs["features"], seed=seed, steps=train_steps, members=members, store=store
+        )
         trained.set_display_name("Train policy")
         trained.set_cpu_limit("4").set_memory_limit("15G")
         trained.set_accelerator_type("NVIDIA_TESLA_T4").set_accelerator_limit(1)

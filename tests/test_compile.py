@@ -107,7 +107,12 @@ def test_artifacts_are_typed(spec):
         return {name: item["artifactType"]["schemaTitle"] for name, item in artifacts.items()}
 
     assert outputs("ingest") == {"candles": "system.Dataset", "features": "system.Dataset"}
-    assert outputs("train") == {"model": "system.Model", "metrics": "system.Metrics"}
+    assert outputs("train") == {
+        "model": "system.Model",
+        "metrics": "system.Metrics",
+        "curves": "system.HTML",
+        "events": "system.Artifact",
+    }
     assert outputs("evaluate") == {"evaluation": "system.Dataset", "metrics": "system.Metrics"}
     assert outputs("gate") == {"verdict": "system.Markdown", "tear_sheet": "system.HTML"}
     assert outputs("deploy") == {"released": "google.UnmanagedContainerModel", "note": "system.Markdown"}

@@ -42,13 +42,22 @@ def chain(tmp_path_factory):
         "features": box.artifact(dsl.Dataset, "features"),
         "model": box.artifact(dsl.Model, "model"),
         "train_metrics": box.artifact(dsl.Metrics, "train_metrics"),
+        "curves": box.artifact(dsl.HTML, "curves"),
+        "events": box.artifact(dsl.Artifact, "events"),
         "evaluation": box.artifact(dsl.Dataset, "evaluation"),
         "metrics": box.artifact(dsl.Metrics, "metrics"),
         "verdict": box.artifact(dsl.Markdown, "verdict"),
         "tear_sheet": box.artifact(dsl.HTML, "tear_sheet"),
     }
     ingest.python_func("synthetic:bars=6000,edge=3", "SYNTH-USD", "", "", out["candles"], out["features"])
-    train.python_func(out["features"], 1, 8_192, out["model"], out["train_metrics"])
+    train.python_func(
+        out["features"],
+        1,
+        8_192,
+        2,
+        str(box.folder / "store"),
+        *(out[name] for name in ("model", "train_metrics", "curves", "events")),
+    )
     evaluate.python_func(out["features"], out["model"], out["evaluation"], out["metrics"])
     out["passed"] = gate.python_func(out["evaluation"], -100.0, out["verdict"], out["tear_sheet"])
     return box, out

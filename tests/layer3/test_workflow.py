@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ def trained(
     market: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, float]]:
     folder = tmp_path_factory.mktemp("policy")
-    _, metrics = fit(market[0] / "features.parquet", folder, seed=1, steps=STEPS)
-    return folder, metrics
+    fitted = fit(market[0] / "features.parquet", folder, seed=1, steps=STEPS)
+    return folder, fitted.metrics
 
 
 def sha(folder: Path) -> str:
@@ -171,7 +172,7 @@ def test_fitting_never_looks_at_the_test_part(
         )
         garbage[field.name] = values
     save_bars(tmp_path / "features.parquet", dataclasses.replace(bars, **garbage), info)
-    _, metrics = fit(tmp_path / "features.parquet", tmp_path / "policy", seed=1, steps=STEPS)
+    metrics = fit(tmp_path / "features.parquet", tmp_path / "policy", seed=1, steps=STEPS).metrics
     assert sha(tmp_path / "policy") == sha(trained[0])
     assert metrics == trained[1]
     # The validation part is measured, but not learnt from.
@@ -180,7 +181,7 @@ def test_fitting_never_looks_at_the_test_part(
     spoilt = moved.open.copy()
     spoilt[part.start : part.stop : 2] *= 0.97
     save_bars(tmp_path / "features.parquet", dataclasses.replace(moved, open=spoilt), info)
-    _, other = fit(tmp_path / "features.parquet", tmp_path / "again", seed=1, steps=STEPS)
+    other = fit(tmp_path / "features.parquet", tmp_path / "again", seed=1, steps=STEPS).metrics
     assert sha(tmp_path / "again") == sha(trained[0])
     assert other["validation_policy_total_return"] != metrics["validation_policy_total_return"]
 
@@ -217,3 +218,55 @@ def test_too_little_history_is_refused_with_what_it_takes(market: tuple[Path, di
 def test_a_missing_policy_is_an_error_on_purpose(market: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     with pytest.raises(HimariError, match="no policy at"):
         judge_policy(market[0] / "features.parquet", tmp_path)
+
+
+def test_an_ensemble_is_its_members_mean_and_they_are_trained_by_their_own_seeds(
+    market: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    features = market[0] / "features.parquet"
+    crowd = fit(features, tmp_path / "crowd", seed=4, steps=STEPS, members=3)
+    assert [member.seed for member in crowd.members] == [4, 5, 6]
+    alone = [fit(features, tmp_path / str(seed), seed=seed, steps=STEPS).policy for seed in (4, 5, 6)]
+    states = crowd.members[0].states[:200]
+    multiplier, _ = load_policy(tmp_path / "crowd").act(states)
+    np.testing.assert_allclose(multiplier, np.mean([policy.act(states)[0] for policy in alone], axis=0), atol=1e-5)
+    assert crowd.policy.manifest["architecture"]["members"] == 3
+    assert crowd.metrics["members"] == 3.0
+    for bad in (0, 65):
+        with pytest.raises(ConfigurationError, match=f"members is {bad}"):
+            fit(features, tmp_path / "none", seed=1, steps=STEPS, members=bad)
+
+
+def test_a_training_that_was_stopped_goes_on_and_is_written_down_as_tried(
+    market: tuple[Path, dict[str, Any]], trained: tuple[Path, dict[str, float]], tmp_path: Path
+) -> None:
+    features, store, steps = market[0] / "features.parquet", tmp_path / "store", 40 * 2_048
+
+    def stop(report: Any) -> None:
+        if report.steps >= 30 * 2_048:
+            raise KeyboardInterrupt
+
+    now = datetime(2026, 11, 21, tzinfo=UTC)
+    with pytest.raises(KeyboardInterrupt):
+        fit(features, tmp_path / "a", seed=1, steps=steps, store=str(store), now=now, on_progress=stop)
+    assert not (tmp_path / "a").exists()
+    assert len(list((store / "checkpoints").iterdir())) == 1
+    told: list[int] = []
+    resumed = fit(
+        features,
+        tmp_path / "b",
+        seed=1,
+        steps=steps,
+        store=str(store),
+        now=now,
+        on_progress=lambda r: told.append(r.steps),
+    )
+    assert told[0] == 26 * 2_048
+    fit(features, tmp_path / "c", seed=1, steps=steps)
+    assert sha(tmp_path / "b") == sha(tmp_path / "c")
+    # What is finished needs no checkpoint; that it was tried stays on record.
+    assert not list((store / "checkpoints").iterdir())
+    assert resumed.metrics["trials"] == 1.0
+    again = fit(features, tmp_path / "d", seed=1, steps=STEPS, store=str(store), now=now + timedelta(days=1))
+    assert again.metrics["trials"] == 2.0
+    assert sha(tmp_path / "d") == sha(trained[0])
