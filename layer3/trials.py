@@ -29,7 +29,7 @@ _FOLDER: Final = "trials"
 _SCHEMA: Final = 1
 _DATA: Final = re.compile(r"[0-9a-f]{16}")
 #: What a write that was cut short leaves behind is called otherwise.
-_RECORD: Final = re.compile(r"\d{8}T\d{6}-[0-9a-f]{12}\.json")
+_RECORD: Final = re.compile(r"\d{8}T\d{9}-[0-9a-f]{12}\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +93,10 @@ def record(
             raise ValueError(f"{len(values)} scores {name!r} for {policies} policies")
         if not all(value is None or math.isfinite(value) for value in values):
             raise ValueError(f"a score {name!r} is not finite: give None where there is none")
+    when = now.astimezone(UTC).isoformat(timespec="milliseconds")
     content = {
         "schema": _SCHEMA,
-        "when": now.astimezone(UTC).isoformat(timespec="milliseconds"),
+        "when": when,
         "kind": kind,
         "data": asdict(data),
         "seeds": [int(seed) for seed in seeds],
@@ -109,7 +110,8 @@ def record(
         "code_version": code_version,
     }
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
-    name = f"{now.astimezone(UTC):%Y%m%dT%H%M%S}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+    moment = re.sub(r"[-:.]", "", when.removesuffix("+00:00"))
+    name = f"{moment}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
     address = storage.join(store, _FOLDER, data.sha256[:16], name)
     storage.write_bytes(address, text.encode())
     return address

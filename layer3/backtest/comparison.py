@@ -121,8 +121,8 @@ def render_comparison(comparison: Comparison) -> str:
 
 
 def _tried(trials: Mapping[str, int]) -> list[tuple[str, str]]:
-    said = "different trainings on these data are on record in this store: the next Sharpe ratio is deflated by that number"
-    return [(name, f"{number:,} {said}.") for name, number in trials.items()]
+    said = "different trainings on these data are on record in this store: by so many is the next one deflated."
+    return [(name, f"{number:,} {said}") for name, number in trials.items()]
 
 
 def _series(comparison: Comparison) -> list[Sequence[float | None]]:

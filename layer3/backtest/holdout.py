@@ -47,11 +47,18 @@ def walk(
 
     Raises
     ------
-    EvaluationError : the window holds no decision, or an account was ruined: nothing is comparable then
+    EvaluationError : the window holds no decision, the sizing chain takes no position in it, or an
+        account was ruined: nothing is comparable then
     """
     n, steps = len(deciders), len(window) - 2
     if steps < 1:
         raise EvaluationError(f"{len(window)} bars hold no decision: at least 3 are needed")
+    at = slice(window.start, window.stop - 2)
+    if not np.any(bars.direction[at] * bars.base_fraction[at]):
+        raise EvaluationError(
+            f"the sizing chain takes no position in bars {window.start:,} to {window.stop:,}, so that every policy "
+            "would score the same: supply more data, or other settings of the chain"
+        )
     config = replace(config or EnvironmentConfig(), episode_steps=steps + 1)
     environment = TradingEnvironment(bars, n, config)
     starts = np.full(n, window.start)

@@ -87,3 +87,9 @@ def test_a_ruined_account_is_not_compared() -> None:
     bars = trend(prices, direction=np.full(800, -1, dtype=np.int8), base_fraction=np.full(800, 0.5))
     with pytest.raises(EvaluationError, match="account 1 of 2 lost all its equity at bar 498"):
         walk(bars, WINDOW, [lambda _: 0.0, lambda _: 1.0])
+
+
+def test_a_window_in_which_the_chain_holds_nothing_is_refused() -> None:
+    idle = make_bars(800, base_fraction=np.where(np.arange(800) < WINDOW.start, 0.3, 0.0))
+    with pytest.raises(EvaluationError, match="takes no position in bars 40 to 700"):
+        walk(idle, WINDOW, [lambda _: 1.0])

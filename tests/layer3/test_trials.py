@@ -48,7 +48,7 @@ def test_a_record_says_everything_and_lies_where_it_is_looked_for(store: str) ->
     folds = [{BTC.sha256: [range(100)], "ef" * 32: [range(5, 50), range(60, 70)]}]
     scores = {"validation_reward": [0.25, None]}
     address = note(store, folds=folds, scores=scores, now=NOW.astimezone(timezone(timedelta(hours=9))))
-    assert address.startswith(storage.join(store, "trials", "abababababababab", "20261121T101112-"))
+    assert address.startswith(storage.join(store, "trials", "abababababababab", "20261121T101112345-"))
     assert json.loads(storage.read_bytes(address)) == {
         "schema": 1,
         "when": "2026-11-21T10:11:12.345+00:00",
@@ -139,7 +139,7 @@ def test_what_ingest_says_names_the_data() -> None:
 
 def test_what_is_no_record_is_left_alone(tmp_path: Path) -> None:
     address = Path(note(str(tmp_path)))
-    address.with_name(".20261121T101112-000000000000.json.0123.partial").write_bytes(b"{")
+    address.with_name(".20261121T101112345-000000000000.json.0123.partial").write_bytes(b"{")
     (tmp_path / "trials" / ".DS_Store").write_bytes(b"x")
     assert trials.count(str(tmp_path), BTC.sha256) == 2
 

@@ -1,0 +1,97 @@
+"""One point of the search space: trained on the training part, scored on the validation part, per seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any, Final
+
+from layer3 import trials, workflow
+from layer3.agent.bars import Bars
+from layer3.agent.search import to_settings
+from layer3.backtest.comparison import MEASURES, Reference
+from layer3.backtest.holdout import REFERENCES, decider, walk
+from layer3.version import source_sha256
+
+__all__ = ["OBJECTIVE", "Scores", "compute_device", "note", "references", "train_and_score"]
+
+#: What a search maximises: the mean over seeds of what PPO itself maximises, on bars that it never saw.
+OBJECTIVE: Final = "reward"
+
+#: Each measure's values on the validation part, one per seed.
+Scores = dict[str, list[float | None]]
+
+
+def train_and_score(
+    bars: Bars,
+    values: Mapping[str, Any],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    device: str = "cpu",
+    threads: int | None = None,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> Scores:
+    """Train one policy per seed, together, and score each on the validation part; the test part is not looked at.
+
+    ``values`` is a point of :data:`layer3.agent.search.SPACE`; ``on_progress`` hears the environment
+    steps done so far, of all seeds together. Every policy is scored with the default environment.
+
+    Raises
+    ------
+    TrainingError, ConfigurationError : as :func:`layer3.agent.population.train`
+    """
+    # Whoever only reads scores need not wait for torch.
+    from layer3.agent.population import train
+
+    splits = workflow.splits_of(bars)
+    trained = train(
+        bars,
+        seeds=seeds,
+        folds=[splits.train],
+        settings=[to_settings(values, steps)],
+        device=device,
+        threads=threads,
+        on_progress=lambda report: on_progress(report.steps),
+    )
+    figures = walk(bars, splits.validation, [decider(policy.tensors) for policy in trained])
+    return {measure.key: [row[measure.key] for row in figures] for measure in MEASURES}
+
+
+def references(bars: Bars) -> list[Reference]:
+    """What the sizing chain alone, and no position at all, come to on the validation part."""
+    figures = walk(bars, workflow.splits_of(bars).validation, list(REFERENCES.values()))
+    return [Reference(label, row) for label, row in zip(REFERENCES, figures, strict=True)]
+
+
+def note(
+    store: str,
+    data: trials.Data,
+    bars: Bars,
+    values: Mapping[str, Any],
+    scores: Scores,
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    now: datetime,
+) -> str:
+    """Write into the ledger of trials that this point was tried; the record's address."""
+    return trials.record(
+        store,
+        kind="tune",
+        data=data,
+        seeds=seeds,
+        folds=[{data.sha256: [workflow.splits_of(bars).train]}],
+        settings=[asdict(to_settings(values, steps))],
+        scores={f"validation_{name}": series for name, series in scores.items()},
+        code_version=source_sha256()[:12],
+        now=now,
+    )
+
+
+def compute_device() -> str:
+    """Where training runs on this machine."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,206 @@
+"""Search the hyperparameters on one market: ``make tune TRIALS=20``.
+
+Each trial trains a few seeds together on the training part and is scored on the validation part; the
+test part is not looked at, and nothing is released. Every trial goes into the ledger of trials.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from layer3 import storage, trials, workflow
+from layer3.agent.bars import Bars
+from layer3.agent.search import Values
+from layer3.backtest.comparison import MEASURES, Reference, in_words, render_comparison
+from layer3.errors import ConfigurationError, HimariError
+from layer3.experiments.market import Market, load_market, moment
+from layer3.experiments.report import Scored, comparison_of, selection_note, terminal_table
+from layer3.experiments.scoring import OBJECTIVE, Scores, compute_device, note, references, train_and_score
+from layer3.experiments.study import Finished, finished, open_study, search, study_name
+from layer3.experiments.workers import workers
+from layer3.sizing.config import chain_config_text
+from layer3.version import source_sha256
+
+__all__ = ["main"]
+
+#: The search's own stream of random numbers.
+_SEED = 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m layer3.experiments.tune", description=__doc__)
+    parser.add_argument("--data", default="synthetic:default", help="candles, as run-local takes them")
+    parser.add_argument("--symbol", default="", help="name of the market, e.g. BTC-USDT (from the data where possible)")
+    parser.add_argument("--trials", type=int, default=20, help="settings to try, the defaults first (20)")
+    parser.add_argument("--seeds", type=int, default=3, help="policies per setting (3)")
+    parser.add_argument("--steps", type=int, default=250_000, help="environment steps per policy (250000)")
+    parser.add_argument("--jobs", type=int, default=2, help="settings that are trained side by side (2)")
+    parser.add_argument("--sizing", type=Path, help="settings of the sizing chain, like config/sizing.yaml (its own)")
+    parser.add_argument("--store", default=".", help="folder for tune/ and trials/ (this one)")
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what needs no data to be refused."""
+    bounds = {
+        "trials": (1, 10_000, "settings"),
+        "seeds": (2, 100, "policies per setting: one alone has no interval"),
+        "steps": (2_048, 10**9, "environment steps: 2,048 is one rollout"),
+        "jobs": (1, 64, "processes"),
+    }
+    for name, (low, high, what) in bounds.items():
+        value = getattr(options, name)
+        if not low <= value <= high:
+            raise ConfigurationError(f"{name} is {value:,}, expected {low:,} to {high:,} {what}")
+
+
+def _work(
+    bars: Bars, seeds: Sequence[int], steps: int, device: str, threads: int, values: Values, tell: Callable[[int], None]
+) -> Scores:
+    return train_and_score(bars, values, seeds=seeds, steps=steps, device=device, threads=threads, on_progress=tell)
+
+
+def _tune(options: argparse.Namespace) -> None:
+    _check(options)
+    store = storage.local_folder(options.store)
+    market = load_market(options.data, options.symbol, chain_config_text(options.sizing))
+    # What cannot be scored is refused before anything is trained.
+    measured = references(market.bars)
+    seeds = range(1, options.seeds + 1)
+    name = study_name(
+        market.symbol,
+        {
+            "data": market.data.sha256,
+            "sizing": market.data.sizing_sha256,
+            "steps": options.steps,
+            "seeds": options.seeds,
+            "code": source_sha256(),
+        },
+    )
+    folder = store / "tune" / name
+    # Workers share the cores; more threads than cores would only wait for each other.
+    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    work = functools.partial(_work, market.bars, seeds, options.steps, compute_device(), threads)
+    with open_study(folder) as study:
+        before = finished(study)
+        print(
+            f"Study {name}: {market.symbol} from {market.info['source']}, {options.seeds} seeds x {options.steps:,} "
+            f"steps; {len(before)} of {options.trials} trials done, {options.jobs} at a time"
+        )
+        size = options.seeds * options.steps
+        with (
+            workers(min(options.jobs, max(options.trials - len(before), 0)), work) as crew,
+            tqdm(
+                total=max(options.trials, len(before)) * size,
+                initial=len(before) * size,
+                unit=" steps",
+                unit_scale=True,
+                dynamic_ncols=True,
+                leave=False,
+                # On a terminal only.
+                disable=None,
+            ) as bar,
+        ):
+
+            def ended(trial: Finished) -> None:
+                note(
+                    str(store),
+                    market.data,
+                    market.bars,
+                    trial.values,
+                    trial.scores,
+                    seeds=seeds,
+                    steps=options.steps,
+                    now=datetime.now(UTC),
+                )
+                tqdm.write(_line(trial))
+
+            search(study, crew, options.trials, seed=_SEED, on_progress=bar.update, on_end=ended)
+        done = finished(study)
+    _conclude(market, done, measured, folder, trials.count(str(store), market.data.sha256), options)
+
+
+def _line(trial: Finished) -> str:
+    name = f"  trial {trial.number:<4}{'defaults' if trial.defaults else '':<10}"
+    if trial.refusal:
+        return f"{name}no score: {trial.refusal}"
+    mean, reach = in_words(MEASURES[0], trial.scores[OBJECTIVE])
+    return f"{name}reward {mean} ({reach})"
+
+
+def _conclude(
+    market: Market,
+    done: Sequence[Finished],
+    measured: Sequence[Reference],
+    folder: Path,
+    tried: int,
+    options: argparse.Namespace,
+) -> None:
+    part = workflow.splits_of(market.bars).validation
+    period = f"{moment(market.bars, part.start)} to {moment(market.bars, part.stop - 1)} UTC"
+    scored = [
+        Scored("Defaults" if trial.defaults else f"Trial {trial.number}", trial.values, trial.defaults, trial.scores)
+        for trial in done
+        if not trial.refusal
+    ]
+    page = comparison_of(
+        scored,
+        measured,
+        symbol=market.symbol,
+        synthetic=market.synthetic,
+        about=[f"validation part, {period}", f"{options.steps:,} steps", f"{options.seeds} seeds"],
+        trials=tried,
+        refused=len(done) - len(scored),
+        context=_context(market.info, folder.name),
+    )
+    path = folder / "comparison.html"
+    storage.write_bytes(str(path), render_comparison(page).encode())
+    print(f"\nValidation part of {market.symbol}, {period}. {terminal_table(scored, measured)}\n")
+    print(f"{len(done)} trials, {len(done) * options.seeds} policies; on record for these data: {tried:,} trainings.")
+    print(selection_note(scored))
+    if market.synthetic:
+        print("SYNTHETIC market: this search says nothing about real trading.")
+    print("Nothing was released, and the test part was not looked at.")
+    print(f"\n  comparison  {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+
+
+def _context(info: Mapping[str, Any], study: str) -> list[tuple[str, str]]:
+    return [
+        ("Data", str(info["source"])),
+        ("Data sha256", str(info["data_sha256"])),
+        ("Tactical signals", str(info["signals"])),
+        ("Code version", source_sha256()[:12]),
+        ("Study", study),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line: 0 when all trials have ended, 1 if a worker died, 2 for a bad argument, 130 when stopped."""
+    again = "run the same command again to go on"
+    try:
+        _tune(_parser().parse_args(arguments))
+    except HimariError as error:
+        print(f"tune: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"tune: {error} What has ended is kept: {again}.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\ntune: stopped; what has ended is kept: {again}.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())

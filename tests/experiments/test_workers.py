@@ -1,0 +1,103 @@
+"""Real processes: their answers, their refusals, and their deaths."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from layer3.errors import TrainingError
+from layer3.experiments.workers import workers
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def work(task: int, tell: Callable[[int], None]) -> int:
+    """Squares; refuses 3, breaks at 4, dies at 5."""
+    if task == 3:
+        raise TrainingError("three cannot be trained")
+    if task == 4:
+        raise ZeroDivisionError("four")
+    if task == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    tell(task)
+    return task * task
+
+
+def test_answers_and_refusals() -> None:
+    with workers(2, work) as crew:
+        assert crew.idle == [0, 1]
+        crew.give(0, 6)
+        crew.give(1, 3)
+        assert crew.idle == []
+        events = [crew.listen() for _ in range(3)]
+        assert crew.idle == [0, 1]
+        crew.give(1, 7)
+        events += [crew.listen() for _ in range(2)]
+    of_first = [(event.kind, event.value) for event in events if event.worker == 0]
+    of_second = [(event.kind, event.value) for event in events if event.worker == 1]
+    assert of_first == [("progress", 6), ("answer", 36)]
+    assert of_second == [("refusal", "three cannot be trained"), ("progress", 7), ("answer", 49)]
+
+
+def test_a_worker_that_is_killed_says_by_what() -> None:
+    with workers(1, work) as crew:
+        crew.give(0, 5)
+        with pytest.raises(RuntimeError, match="ended by SIGKILL; is there enough memory"):
+            crew.listen()
+
+
+def test_a_worker_that_breaks_leaves_its_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    with workers(1, work) as crew:
+        crew.give(0, 4)
+        with pytest.raises(RuntimeError, match="exit code 1; its own words are above"):
+            crew.listen()
+    assert "ZeroDivisionError: four" in capfd.readouterr().err
+
+
+def test_no_worker_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
+    program = tmp_path / "parent.py"
+    program.write_text(
+        "import os, time\n"
+        "from layer3.experiments.workers import workers\n"
+        "def work(task, tell):\n"
+        "    while True:\n"
+        "        tell(os.getpid()); time.sleep(0.01)\n"
+        "if __name__ == '__main__':\n"
+        "    with workers(2, work) as crew:\n"
+        "        crew.give(0, 1)\n"
+        "        print(crew.listen().value, crew._processes[1].pid, flush=True)\n"
+        "        time.sleep(60)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, program], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=_environment()
+    )
+    assert parent.stdout is not None
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(pids) == 2
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    for _ in range(500):
+        if not any(map(_alive, pids)):
+            return
+        time.sleep(0.02)
+    pytest.fail(f"still there: {[pid for pid in pids if _alive(pid)]}")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
