@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from layer3.agent.bars import prepare
-from layer3.agent.environment import EnvironmentConfig, TradingEnvironment
+from layer3.agent.environment import EnvironmentConfig, TradingEnvironment, episode_starts
 from layer3.agent.policy import Policy, save_policy, stack
 from layer3.market import sources
 from layer3.sizing.chain import SizingChain
@@ -57,12 +57,14 @@ def main() -> None:
 
     frame, report = sources.load("synthetic:default,bars=12000", "SYNTH-USD")
     bars, _ = prepare(frame, "SYNTH-USD", report.interval_seconds)
+    config = EnvironmentConfig()
+    possible = episode_starts([range(len(bars))], config)
     rates = {}
     for n in (1, 128, 2_048):
-        environment = TradingEnvironment(bars, range(len(bars)), n, EnvironmentConfig(), rng)
-        environment.reset()
-        multiplier = rng.uniform(0.0, 2.0, n)
-        rates[n] = n / median_seconds(lambda env=environment, m=multiplier: env.step(m), 200)
+        environment = TradingEnvironment(bars, n, config)
+        starts, multiplier = rng.choice(possible, n), rng.uniform(0.0, 2.0, n)
+        environment.reset(starts, np.arange(n) * config.episode_steps // n)
+        rates[n] = n / median_seconds(lambda env=environment, m=multiplier, s=starts: env.step(m, s), 200)
         print(f"environment, {n:5d} windows {rates[n]:12,.0f} steps/s   {rates[n] / rates[1]:6.1f}x one window")
 
 
