@@ -54,6 +54,12 @@ def test_the_exchange_library_comes_only_with_its_extra():
     assert "ccxt" in closure("himari[exchange]")
 
 
+def test_gymnasium_comes_only_with_its_extra_and_without_torch():
+    assert "gymnasium" not in closure("himari[pipeline]")
+    assert "gymnasium" in closure("himari[gym]")
+    assert "torch" not in closure("himari[gym]")
+
+
 @pytest.mark.parametrize("module", ["layer3.contract", "layer3.agent.policy", "layer3.types", "layer3.size"])
 def test_what_serves_imports_no_heavy_package(module):
     heavy = [
@@ -75,6 +81,12 @@ def test_what_serves_imports_no_heavy_package(module):
 @pytest.mark.parametrize("module", ["layer3.workflow", "pipelines.local"])
 def test_only_training_waits_for_torch(module):
     code = f"import sys, {module}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_gymnasium_form_waits_for_no_torch():
+    code = "import sys, layer3.agent.gym_env; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
