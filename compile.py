@@ -17,10 +17,11 @@ from components.image import IMAGE
 from layer3 import storage
 from layer3.errors import ConfigurationError
 from pipelines.training import training
+from pipelines.tuning import tuning
 
 __all__ = ["compile_pipelines", "main"]
 
-PIPELINES = {"training": training}
+PIPELINES = {"training": training, "tuning": tuning}
 _PINNED = re.compile(r"^[\w.\-/:]+@sha256:[0-9a-f]{64}$")
 
 

@@ -22,7 +22,7 @@ REPEATS = 5
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (spec,) = compile_pipelines(folder / "build")
+        spec, _ = compile_pipelines(folder / "build")
         arguments = {
             "data": "synthetic:no-edge,bars=6000",
             "symbol": "SYNTH-USD",

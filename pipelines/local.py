@@ -24,12 +24,12 @@ from layer3.market import exchange, simulator, sources
 from layer3.sizing.config import chain_config_text
 from pipelines import spec as specs
 from pipelines.manifest import SCHEMA, write_manifest
-from pipelines.observe import observed
+from pipelines.observe import Execution, Watcher, observed
 from pipelines.provenance import local_tag, provenance
 from pipelines.records import refresh_index
 from pipelines.trace import Trace
 
-__all__ = ["main", "run"]
+__all__ = ["execute", "main", "run"]
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 
@@ -85,7 +85,7 @@ def run(
     refresh_index(store / "runs")
     error = None
     try:
-        _execute(spec, arguments, folder, root, trace, caching=caching)
+        execute(spec, arguments, folder, root, trace.watcher, caching=caching)
     except BaseException as failure:
         error = _why(failure, trace)
         # kfp says that a step failed with a bare RuntimeError; the step's own words are raised below instead.
@@ -115,10 +115,14 @@ def _why(failure: BaseException, trace: Trace) -> str:
     return f"{type(failure).__name__}: {failure}"
 
 
-def _execute(
-    spec: Mapping[str, Any], arguments: Mapping[str, Any], folder: Path, root: Path, trace: Trace, *, caching: bool
-) -> None:
-    """Let kfp's local runner execute the spec's local twin, under the name and in the folder of this run."""
+def execute(
+    spec: Mapping[str, Any], arguments: Mapping[str, Any], folder: Path, root: Path, watcher: Watcher, *, caching: bool
+) -> list[Execution]:
+    """Let kfp's local runner execute the twin of any compiled spec, as the run ``folder.name`` in ``folder``; what ran.
+
+    ``folder`` must hold an empty folder ``logs``. Raises a RuntimeError where a step failed, and a
+    PipelineError where not exactly one branch of a condition ran.
+    """
     from kfp import components, local
     from kfp.local import pipeline_orchestrator
 
@@ -126,7 +130,7 @@ def _execute(
         tempfile.TemporaryDirectory(prefix="himari-") as workspace,
         warnings.catch_warnings(),
         (folder / "kfp.log").open("w", encoding="utf-8") as log,
-        observed(folder.name, folder / "logs", root, trace.watcher) as executions,
+        observed(folder.name, folder / "logs", root, watcher) as executions,
     ):
         # kfp warns once per setting that only Vertex heeds (accelerator, display name).
         warnings.simplefilter("ignore")
@@ -141,6 +145,7 @@ def _execute(
         with contextlib.redirect_stdout(log):
             pipeline_orchestrator.run_local_pipeline(twin.pipeline_spec, dict(arguments))
         _assert_one_branch(spec, {execution.name for execution in executions})
+    return executions
 
 
 def _assert_one_branch(spec: Mapping[str, Any], ran: set[str]) -> None:

@@ -12,6 +12,7 @@ import builtins
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ class Execution:
     attempts: int = 0
     """0 for a step that was served from the cache."""
     log: Path | None = None
+    iteration: int = 1
+    """Above 1 where a loop runs the step again."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ def observed(run_id: str, logs: Path, root: Path, watcher: Watcher) -> Iterator[
     ``root`` is the project: components are found by ``components/kfp_config.ini`` below it.
     """
     executions: list[Execution] = []
+    # The iterations of a loop run in threads, each under its step's name.
+    current, lock = threading.local(), threading.Lock()
     original_step = task_executor.execute_single_task
     original_run = subprocess_task_handler.SubprocessTaskHandler.run
     original_name = executor_input_utils.get_local_pipeline_resource_name
@@ -63,8 +68,10 @@ def observed(run_id: str, logs: Path, root: Path, watcher: Watcher) -> Iterator[
 
     def execute(*, task_name: str, task_spec: Any, io_store: Any, **rest: Any) -> Any:
         inputs = OrchestratorUtils.make_task_arguments(task_inputs_spec=task_spec.inputs, io_store=io_store)
-        execution = Execution(task_name, dict(inputs))
-        executions.append(execution)
+        execution = current.execution = Execution(task_name, dict(inputs))
+        with lock:
+            executions.append(execution)
+            execution.iteration = sum(other.name == task_name for other in executions)
         watcher.started(execution)
         try:
             outputs, outcome = original_step(task_name=task_name, task_spec=task_spec, io_store=io_store, **rest)
@@ -75,9 +82,9 @@ def observed(run_id: str, logs: Path, root: Path, watcher: Watcher) -> Iterator[
         return outputs, outcome
 
     def start(handler: Any) -> status.Status:
-        execution = executions[-1]
+        execution = current.execution
         execution.attempts += 1
-        execution.log = logs / f"{execution.name}.log"
+        execution.log = logs / f"{execution.name}{f'-{execution.iteration}' if execution.iteration > 1 else ''}.log"
         code = _run(handler.full_command, handler.env_vars, root, execution.log, watcher.progress)
         return status.Status.SUCCESS if code == 0 else status.Status.FAILURE
 

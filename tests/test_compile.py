@@ -17,11 +17,18 @@ from layer3.errors import ConfigurationError
 ROOT = Path(__file__).resolve().parents[1]
 PINNED = "europe-docker.pkg.dev/p/himari/pipeline@sha256:" + "ab" * 32
 STEPS = {"ingest", "train", "evaluate", "gate", "deploy", "reject", "notify"}
+SEARCH_STEPS = {"ingest", "propose", "score", "compare"}
 
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory):
-    (path,) = compiler.compile_pipelines(tmp_path_factory.mktemp("build"))
+    path, _ = compiler.compile_pipelines(tmp_path_factory.mktemp("build"))
+    return yaml.safe_load(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def search_spec(tmp_path_factory):
+    _, path = compiler.compile_pipelines(tmp_path_factory.mktemp("build"))
     return yaml.safe_load(path.read_text())
 
 
@@ -120,10 +127,12 @@ def test_artifacts_are_typed(spec):
 
 
 def test_an_image_is_set_in_every_step_only_when_pinned(tmp_path):
-    (path,) = compiler.compile_pipelines(tmp_path, PINNED)
-    executors = yaml.safe_load(path.read_text())["deploymentSpec"]["executors"]
-    assert {executor["container"]["image"] for executor in executors.values()} == {PINNED}
-    assert [file.name for file in tmp_path.iterdir()] == ["training.yaml"]
+    paths = compiler.compile_pipelines(tmp_path, PINNED)
+    for path in paths:
+        executors = yaml.safe_load(path.read_text())["deploymentSpec"]["executors"]
+        assert {executor["container"]["image"] for executor in executors.values()} == {PINNED}
+    assert [path.name for path in paths] == ["training.yaml", "tuning.yaml"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["training.yaml", "tuning.yaml"]
     with pytest.raises(ConfigurationError, match="not pinned by digest"):
         compiler.compile_pipelines(tmp_path, "europe-docker.pkg.dev/p/himari/pipeline:latest")
 
@@ -141,17 +150,41 @@ def test_nothing_reads_the_environment_at_import(tmp_path):
         environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), **extra}
         command = [sys.executable, str(ROOT / "compile.py"), "--output", str(folder)]
         subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True)
-        paths.append(folder / "training.yaml")
-    assert paths[0].read_bytes() == paths[1].read_bytes()
+        paths.append(folder)
+    for name in ("training.yaml", "tuning.yaml"):
+        assert (paths[0] / name).read_bytes() == (paths[1] / name).read_bytes()
 
 
-def test_the_pipeline_file_stays_small():
-    assert len((ROOT / "pipelines" / "training.py").read_text().splitlines()) < 150
+@pytest.mark.parametrize("name", ["training.py", "tuning.py"])
+def test_the_pipeline_file_stays_small(name):
+    assert len((ROOT / "pipelines" / name).read_text().splitlines()) < 150
+
+
+def test_a_search_scores_every_proposed_setting_and_collects_the_scores(search_spec):
+    assert {name.removeprefix("exec-") for name in search_spec["deploymentSpec"]["executors"]} == SEARCH_STEPS
+    tasks = search_spec["root"]["dag"]["tasks"]
+    (loop,) = [name for name, task in tasks.items() if "parameterIterator" in task]
+    assert tasks[loop]["iteratorPolicy"]["parallelismLimit"] == 4
+    assert tasks[loop]["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--propose-Output"}
+    inner = dag_of(search_spec, tasks[loop]["componentRef"]["name"])
+    assert set(inner) == {"score"}
+    assert inner["score"]["retryPolicy"]["maxRetryCount"] == 2
+    collected = tasks["compare"]["inputs"]["parameters"]["results"]["taskOutputParameter"]
+    assert collected["producerTask"] == loop
+    assert not tasks["compare"].get("cachingOptions", {}).get("enableCache", False)
+    outputs = search_spec["components"]["comp-compare"]["outputDefinitions"]["artifacts"]
+    assert {name: item["artifactType"]["schemaTitle"] for name, item in outputs.items()} == {
+        "comparison": "system.HTML"
+    }
+
+
+def test_a_search_can_release_nothing(search_spec):
+    assert not {"deploy", "gate"} & {name.removeprefix("comp-") for name in search_spec["components"]}
 
 
 def test_the_executor_finds_every_component():
     config = configparser.ConfigParser()
     config.read(ROOT / "components" / "kfp_config.ini")
-    assert set(config["Components"]) == STEPS
+    assert set(config["Components"]) == STEPS | SEARCH_STEPS
     for name, file in config["Components"].items():
         assert f"def {name}(" in (ROOT / "components" / file).read_text()

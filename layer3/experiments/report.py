@@ -6,15 +6,28 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Final
+from typing import Any, Final
 
-from layer3.agent.search import Values
+from layer3 import workflow
+from layer3.agent.search import SPACE, Values
 from layer3.backtest.comparison import MEASURES, Comparison, Group, Reference, Row, in_words
 from layer3.backtest.intervals import LEVEL, expected_maximum, t_interval
 from layer3.backtest.tables import format_number
+from layer3.errors import TrainingError
+from layer3.experiments.market import Market, moment
 from layer3.experiments.scoring import OBJECTIVE, Scores
+from layer3.version import source_sha256
 
-__all__ = ["SHOWN", "Scored", "comparison_of", "in_order", "selection_note", "terminal_table"]
+__all__ = [
+    "SHOWN",
+    "Scored",
+    "comparison_of",
+    "in_order",
+    "scored_of",
+    "selection_note",
+    "terminal_table",
+    "validation_period",
+]
 
 #: Most settings that a page shows; the defaults are always among them.
 SHOWN: Final = 30
@@ -30,6 +43,22 @@ class Scored:
     values: Values
     defaults: bool
     scores: Scores
+
+
+def scored_of(results: Sequence[Mapping[str, Any]]) -> list[Scored]:
+    """What has a score among a pipeline's ``results``: values, scores and refusal of each, the defaults first.
+
+    Raises
+    ------
+    TrainingError : the defaults have none
+    """
+    if results[0]["refusal"]:
+        raise TrainingError(f"the default settings cannot be trained here: {results[0]['refusal']}")
+    return [
+        Scored(f"Trial {number}" if number else "Defaults", dict(result["values"]), number == 0, dict(result["scores"]))
+        for number, result in enumerate(results)
+        if not result["refusal"]
+    ]
 
 
 def in_order(scored: Sequence[Scored], most: int) -> list[Scored]:
@@ -60,18 +89,28 @@ def selection_note(scored: Sequence[Scored]) -> str:
     )
 
 
+def validation_period(market: Market) -> str:
+    """The validation part's first and last bar, for readers."""
+    part = workflow.splits_of(market.bars).validation
+    return f"{moment(market.bars, part.start)} to {moment(market.bars, part.stop - 1)} UTC"
+
+
 def comparison_of(
+    market: Market,
     scored: Sequence[Scored],
-    references: Sequence[Reference],
+    measured: Sequence[Reference],
     *,
-    symbol: str,
-    synthetic: bool,
-    about: Sequence[str],
+    seeds: int,
+    steps: int,
     trials: int,
     refused: int,
-    context: Sequence[tuple[str, str]],
+    name: str,
 ) -> Comparison:
-    """The page of a search on the validation part of ``symbol``."""
+    """The page of a search called ``name`` on the validation part of ``market``.
+
+    ``measured`` are the references, ``trials`` what the ledger has counted, ``refused`` settings that
+    could not be trained.
+    """
     shown = in_order(scored, SHOWN)
     notes = [
         "Scored on the validation part alone; the test part was not looked at, and nothing was released.",
@@ -80,18 +119,22 @@ def comparison_of(
     ]
     if refused:
         notes.append(f"{refused} more settings could not be trained and have no score.")
-    ordered = (
-        "By mean reward" + (f"; the first {len(shown)} of {len(scored)}" if len(shown) < len(scored) else "") + "."
-    )
+    some = f"; the first {len(shown)} of {len(scored)}" if len(shown) < len(scored) else ""
     rows = [Row(one.label, _described(one.values), one.scores) for one in shown]
     return Comparison(
-        title=f"Search on {symbol}",
-        about=about,
-        synthetic=synthetic,
+        title=f"Search on {market.symbol}",
+        about=[f"validation part, {validation_period(market)}", f"{steps:,} steps", f"{seeds} seeds"],
+        synthetic=market.synthetic,
         notes=notes,
-        groups=[Group("Settings", ordered, rows, references)],
-        trials={symbol: trials},
-        context=context,
+        groups=[Group("Settings", f"By mean reward{some}.", rows, measured)],
+        trials={market.symbol: trials},
+        context=[
+            ("Data", str(market.info["source"])),
+            ("Data sha256", market.data.sha256),
+            ("Tactical signals", str(market.info["signals"])),
+            ("Code version", source_sha256()[:12]),
+            ("Search", name),
+        ],
     )
 
 
@@ -120,7 +163,8 @@ def _mean(scores: Mapping[str, Sequence[float | None]]) -> float:
 
 def _described(values: Values) -> str:
     parts = []
-    for name, value in values.items():
-        field = name.split(".")[1]
+    # A pipeline brings them in an order of its own, and whole numbers as floats.
+    for entry in SPACE:
+        field, value = entry.name.split(".")[1], entry.read(values[entry.name])
         parts.append(f"{_NAMES.get(field, field.replace('_', ' '))} {f'{value:,}' if value >= 100 else f'{value:.3g}'}")
     return ", ".join(parts)

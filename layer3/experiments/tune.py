@@ -11,20 +11,19 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from layer3 import storage, trials, workflow
+from layer3 import storage, trials
 from layer3.agent.bars import Bars
 from layer3.agent.search import Values
 from layer3.backtest.comparison import MEASURES, Reference, in_words, render_comparison
 from layer3.errors import ConfigurationError, HimariError
-from layer3.experiments.market import Market, load_market, moment
-from layer3.experiments.report import Scored, comparison_of, selection_note, terminal_table
+from layer3.experiments.market import Market, load_market
+from layer3.experiments.report import Scored, comparison_of, selection_note, terminal_table, validation_period
 from layer3.experiments.scoring import OBJECTIVE, Scores, compute_device, note, references, train_and_score
 from layer3.experiments.study import Finished, finished, open_study, search, study_name
 from layer3.experiments.workers import workers
@@ -146,42 +145,30 @@ def _conclude(
     tried: int,
     options: argparse.Namespace,
 ) -> None:
-    part = workflow.splits_of(market.bars).validation
-    period = f"{moment(market.bars, part.start)} to {moment(market.bars, part.stop - 1)} UTC"
     scored = [
         Scored("Defaults" if trial.defaults else f"Trial {trial.number}", trial.values, trial.defaults, trial.scores)
         for trial in done
         if not trial.refusal
     ]
     page = comparison_of(
+        market,
         scored,
         measured,
-        symbol=market.symbol,
-        synthetic=market.synthetic,
-        about=[f"validation part, {period}", f"{options.steps:,} steps", f"{options.seeds} seeds"],
+        seeds=options.seeds,
+        steps=options.steps,
         trials=tried,
         refused=len(done) - len(scored),
-        context=_context(market.info, folder.name),
+        name=folder.name,
     )
     path = folder / "comparison.html"
     storage.write_bytes(str(path), render_comparison(page).encode())
-    print(f"\nValidation part of {market.symbol}, {period}. {terminal_table(scored, measured)}\n")
+    print(f"\nValidation part of {market.symbol}, {validation_period(market)}. {terminal_table(scored, measured)}\n")
     print(f"{len(done)} trials, {len(done) * options.seeds} policies; on record for these data: {tried:,} trainings.")
     print(selection_note(scored))
     if market.synthetic:
         print("SYNTHETIC market: this search says nothing about real trading.")
     print("Nothing was released, and the test part was not looked at.")
     print(f"\n  comparison  {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
-
-
-def _context(info: Mapping[str, Any], study: str) -> list[tuple[str, str]]:
-    return [
-        ("Data", str(info["source"])),
-        ("Data sha256", str(info["data_sha256"])),
-        ("Tactical signals", str(info["signals"])),
-        ("Code version", source_sha256()[:12]),
-        ("Study", study),
-    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -34,7 +34,7 @@ STEPS = "250000"
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory):
-    (path,) = compiler.compile_pipelines(tmp_path_factory.mktemp("build"))
+    path, _ = compiler.compile_pipelines(tmp_path_factory.mktemp("build"))
     return path
 
 

@@ -12,7 +12,7 @@ from pipelines.spec import LOCAL_COMMAND, branches, defaults, leaves, localised
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory):
-    (path,) = compiler.compile_pipelines(tmp_path_factory.mktemp("build"))
+    path, _ = compiler.compile_pipelines(tmp_path_factory.mktemp("build"))
     return yaml.safe_load(path.read_text())
 
 

@@ -1,0 +1,69 @@
+"""The search's components as KFP calls them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kfp import dsl
+
+from components.compare import compare
+from components.ingest import ingest
+from components.propose import propose
+from components.score import score
+from layer3 import trials
+from layer3.agent.bars import load_bars, save_bars
+from layer3.agent.search import default_values
+from layer3.errors import TrainingError
+
+DATA = "synthetic:bars=5000,edge=3,seed=5"
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> dsl.Dataset:
+    folder = tmp_path_factory.mktemp("artifacts")
+    made = dsl.Dataset(name="features", uri=str(folder / "features"))
+    ingest.python_func(DATA, "SYNTH-USD", "", "", dsl.Dataset(name="candles", uri=str(folder / "candles")), made)
+    return made
+
+
+def sha256(features: dsl.Dataset) -> str:
+    return str(load_bars(Path(features.path))[1]["data_sha256"])
+
+
+def test_the_defaults_are_proposed_first() -> None:
+    proposed = propose.python_func(3, 1)
+    assert len(proposed) == 3
+    assert proposed[0] == default_values()
+
+
+def test_a_setting_is_scored_recorded_and_compared(features: dsl.Dataset, tmp_path: Path) -> None:
+    as_a_pipeline_brings_them = {name: float(value) for name, value in reversed(default_values().items())}
+    result = score.python_func(features, as_a_pipeline_brings_them, 2, 4_096, str(tmp_path))
+    assert result["values"] == as_a_pipeline_brings_them
+    assert result["refusal"] == ""
+    assert [len(series) for series in result["scores"].values()] == [2, 2, 2, 2]
+    assert trials.count(str(tmp_path), sha256(features)) == 2
+
+    refused = {"values": as_a_pipeline_brings_them, "scores": {}, "refusal": "diverged"}
+    page = dsl.HTML(name="comparison", uri=str(tmp_path / "page"))
+    compare.python_func(features, [result, refused], 2, 4_096, str(tmp_path), "run-1", page)
+    text = Path(page.path).read_text()
+    assert "1 more settings could not be trained" in text
+    assert "Defaults<small>learning rate 0.0006, batch 1,024, epochs 4, clip 0.2, target KL 0.1" in text
+    assert page.metadata == {"settings": 1, "synthetic": True}
+    with pytest.raises(TrainingError, match="the default settings cannot be trained here: diverged"):
+        compare.python_func(features, [refused, result], 2, 4_096, str(tmp_path), "run-1", page)
+
+
+def test_a_setting_that_cannot_be_trained_does_not_end_the_others(features: dsl.Dataset, tmp_path: Path) -> None:
+    bars, info = load_bars(Path(features.path))
+    flat = np.full(len(bars), 100.0)
+    still = dsl.Dataset(name="features", uri=str(tmp_path / "features"))
+    save_bars(tmp_path / "features", replace(bars, open=flat, close=flat), info)
+    result = score.python_func(still, default_values(), 2, 4_096, str(tmp_path))
+    assert "price" in result["refusal"]
+    assert result["scores"] == {}
+    assert trials.count(str(tmp_path), sha256(features)) == 2
