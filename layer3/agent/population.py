@@ -80,15 +80,20 @@ class Trained:
     curves: tuple[Progress, ...]
 
 
-def memory_needed(policies: int, config: PPOConfig, threads: int = 1) -> int:
-    """Bytes that training ``policies`` policies of one setting takes at most, on top of torch itself."""
-    weights = weights_size(config.hidden, 2) + weights_size(config.hidden, 1)
-    rollout = config.samples * (contract.STATE_DIM * 4 + 6 * 8 + config.epochs * 8)
-    exploring = 2 * EXPLORATION * config.environments * contract.STATE_DIM * 4
-    walking = config.environments * (10 + 40) * 8
-    own = weights * 3 * 4 + rollout + exploring + walking + config.updates * len(_FIGURES) * 8
+def memory_needed(policies: int, config: PPOConfig, bars: int, threads: int = 1) -> int:
+    """Bytes that training ``policies`` policies of one setting on ``bars`` bars takes at most, on top of torch itself."""
     chunk = min(policies, _CHUNK)
-    return policies * own + threads * chunk * 2 * 8 * config.batch * config.hidden * 4
+    weights = weights_size(config.hidden, 2) + weights_size(config.hidden, 1)
+    number, long = 4, 8
+    samples = config.samples * (number * (contract.STATE_DIM + 6) + long * (3 + 2 * config.epochs))
+    walking = config.environments * (4 * number * config.hidden + 60 * long)
+    own = weights * 4 * number + samples + walking + config.updates * len(_FIGURES) * long
+    market = bars * (number * contract.STATE_DIM + 5 * long)
+    # Each worker's activations, what passes through while it works, and the exploration before it.
+    working = chunk * config.batch * number * (8 * config.hidden + 6 * contract.STATE_DIM)
+    exploring = chunk * EXPLORATION * config.environments * 3 * long
+    # What the allocator keeps between.
+    return int(1.25 * (policies * own + -(-policies // _CHUNK) * market + threads * (working + exploring)))
 
 
 def train(
@@ -163,7 +168,7 @@ class _Population:
         workers: int,
     ) -> None:
         config, count = settings.ppo, len(members)
-        _check_memory(memory_needed(count, config, workers), count, device)
+        _check_memory(memory_needed(count, config, len(bars), workers), count, device)
         self._members, self._settings, self._pool = members, settings, pool
         self._per_year = math.sqrt(_YEAR_SECONDS / bars.interval_seconds)
         self.update = 0

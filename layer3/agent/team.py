@@ -27,8 +27,8 @@ Fold = Sequence[range]
 
 #: Steps under random multipliers that the observations' centre and scale are measured on.
 EXPLORATION: Final = 128
-#: Observed states that a trained policy brings along, for golden pairs.
-_KEPT_STATES: Final = 1_024
+#: Of the states met then, a trained policy brings so many of each step along, for golden pairs.
+_KEPT_OF_A_STEP: Final = 8
 
 
 class Team:
@@ -83,24 +83,28 @@ class Team:
         """Centre and scale of the observations, (G, 1, 16) each, under multipliers that are random and held for a
         while; and some of the states, (G, m, 16)."""
         low, high = contract.MULTIPLIER_LOW, contract.MULTIPLIER_HIGH
-        seen = torch.empty(self._size[0], EXPLORATION, self._size[1], contract.STATE_DIM, device=self._device)
-        seen[:, 0] = self._begin()
         shape = (EXPLORATION, self._size[1])
         tried = np.stack([rng.uniform(low, high, shape) for rng in self.generators], axis=1)
         changed = np.stack([rng.random(shape) < 0.1 for rng in self.generators], axis=1)
         starts = self._draw_starts(EXPLORATION)
-        held = tried[0]
-        for k in range(1, EXPLORATION):
+        states, held = self._begin(), tried[0]
+        total = torch.zeros(self._size[0], contract.STATE_DIM, dtype=torch.float64, device=self._device)
+        squares, kept = torch.zeros_like(total), []
+        apart = max(1, self._size[1] // _KEPT_OF_A_STEP)
+        for k in range(EXPLORATION):
+            wide = states.double()
+            total += wide.sum(1)
+            squares += wide.square().sum(1)
+            kept.append(states[:, k % apart :: apart].cpu())
             held = np.where(changed[k], tried[k], held)
             step = self.environment.step(self._sent(held.ravel()), self._sent(starts[k].ravel()))
-            seen[:, k] = self._observed(step.states)
-        flat = seen.flatten(1, 2)
-        mean = flat.mean(1, keepdim=True, dtype=torch.float64)
-        deviation = (flat - mean).square_().mean(1, keepdim=True).sqrt_()
+            states = self._observed(step.states)
+        count = EXPLORATION * self._size[1]
+        mean = total / count
+        deviation = (squares / count - mean.square()).clamp_min(0.0).sqrt()
         # A number that never varies (an absent tier, a missing feed) keeps its own scale.
         std = torch.where(deviation > 1e-4, deviation, 1.0)
-        rows = np.linspace(0, flat.shape[1] - 1, _KEPT_STATES).astype(int)
-        return mean.float(), std.float(), flat[:, rows].cpu().numpy()
+        return mean.float().unsqueeze(1), std.float().unsqueeze(1), torch.cat(kept, dim=1).numpy()
 
     def resume(self, walk: dict[str, NDArray[Any]], generators: Sequence[dict[str, Any]]) -> None:
         """Take up a walk, and the random streams, where they were put down."""
