@@ -74,7 +74,8 @@ class Checkpoint:
         except OSError as error:
             remedy = "free some space" if error.errno == errno.ENOSPC else "check the folder"
             raise TrainingError(
-                f"cannot write the checkpoint {self._address}: {error.strerror}: {remedy} and run again; {self.describe()}"
+                f"cannot write the checkpoint {self._address}: {error.strerror}: {remedy} and run again; "
+                f"{self.describe()}"
             ) from error
         self._updates = len(arrays["curves"])
 

@@ -33,14 +33,14 @@ def weights_size(hidden: int, outputs: int) -> int:
 
 
 def weights_of(flat: Tensor, hidden: int, outputs: int) -> list[Tensor]:
-    """Views of ``flat`` (C, N): w1 (C, h, 16), b1 (C, 1, h), w2 (C, h, h), b2 (C, 1, h), w3 (C, out, h), b3 (C, 1, out)."""
+    """Views of ``flat`` (C, N): w1 (C, h, 16), b1 (C, 1, h), w2 (C, h, h), b2 (C, 1, h), w3 (C, out, h), b3."""
     shapes = _shapes(hidden, outputs)
     pieces = flat.split([rows * columns for rows, columns in shapes], dim=1)
     return [piece.unflatten(1, shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
 def initial_weights(hidden: int, last_bias: list[float], last_gain: float, generator: torch.Generator) -> Tensor:
-    """Orthogonal weights (Saxe et al. 2014, arXiv:1312.6120) and zero biases of one network, (N,) float32 on the CPU."""
+    """Orthogonal weights (Saxe et al. 2014, arXiv:1312.6120) and zero biases but for the last, (N,) on the CPU."""
     flat = torch.zeros(1, weights_size(hidden, len(last_bias)))
     w1, _, w2, _, w3, b3 = weights_of(flat, hidden, len(last_bias))
     for weights, gain in ((w1, 2**0.5), (w2, 2**0.5), (w3, last_gain)):
@@ -74,7 +74,7 @@ class Network:
         return torch.baddbmm(b3, h2, w3.mT)
 
     def backward(self, flat: Tensor, x: Tensor, slope: Tensor, gradient: Tensor) -> None:
-        """Write into ``gradient`` (C, N) what ``slope`` (C, B, out), the loss's by the outputs, means for the weights."""
+        """Write into ``gradient`` (C, N) the loss's slope by the weights, given ``slope`` (C, B, out) by the outputs."""
         _, _, w2, _, w3, _ = weights_of(flat, self._hidden, self._outputs)
         g1, c1, g2, c2, g3, c3 = weights_of(gradient, self._hidden, self._outputs)
         h1, h2, d1, d2 = self._views(x)

@@ -81,7 +81,7 @@ class Trained:
 
 
 def memory_needed(policies: int, config: PPOConfig, bars: int, threads: int = 1) -> int:
-    """Bytes that training ``policies`` policies of one setting on ``bars`` bars takes at most, on top of torch itself."""
+    """Bytes that training ``policies`` policies of one setting on ``bars`` bars takes at most, torch itself aside."""
     chunk = min(policies, _CHUNK)
     weights = weights_size(config.hidden, 2) + weights_size(config.hidden, 1)
     number, long = 4, 8
@@ -287,9 +287,9 @@ class _Population:
         figures = _progress(table[bad[0]])
         kept = saved.describe() if saved else "there is no checkpoint"
         raise TrainingError(
-            f"training of seed {seed} diverged after {figures.steps:,} steps (reward {figures.reward}, KL {figures.kl}, "
-            f"explained variance {figures.explained_variance}; {bad.size} of {len(table)} policies): lower the learning "
-            f"rate of {self._settings.ppo.learning_rate} or check the data; no policy was written, {kept}"
+            f"training of seed {seed} diverged after {figures.steps:,} steps (reward {figures.reward}, "
+            f"KL {figures.kl}, explained variance {figures.explained_variance}; {bad.size} of {len(table)} policies): "
+            f"lower the learning rate of {self._settings.ppo.learning_rate} or check the data; no policy was written, {kept}"
         )
 
     def identity(self, bars: Bars) -> dict[str, Any]:
@@ -407,8 +407,8 @@ def _check_memory(needed: int, policies: int, device: torch.device) -> None:
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
         raise TrainingError(
-            f"{policies:,} policies at once need about {needed / 2**30:.1f} GiB, {device.type} has {there / 2**30:.1f}: "
-            "train fewer at a time"
+            f"{policies:,} policies at once need about {needed / 2**30:.1f} GiB, {device.type} has "
+            f"{there / 2**30:.1f}: train fewer at a time"
         )
 
 

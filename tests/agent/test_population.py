@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import os
 import signal
 import subprocess
@@ -196,7 +197,7 @@ def test_killed_at_any_moment_and_taken_up_again_it_ends_in_the_same_bytes(tmp_p
     assert (tmp_path / "killed").read_bytes() == (tmp_path / "whole").read_bytes()
     # Every start but the first went on from where a checkpoint stood.
     assert first_steps[0] == 3 * 2_048
-    assert all(later > earlier for earlier, later in zip(first_steps, first_steps[1:], strict=False))
+    assert all(later > earlier for earlier, later in itertools.pairwise(first_steps))
 
 
 def test_a_checkpoint_may_be_taken_up_with_other_threads_and_a_finished_one_trains_no_more(
@@ -254,7 +255,7 @@ def test_a_checkpoint_of_another_contract_is_refused(
 ) -> None:
     address = written(bars, tmp_path)
     monkeypatch.setattr(contract, "VERSION", "himari-state-17/1")
-    with pytest.raises(ContractError, match="himari-state-16/1.*himari-state-17/1"):
+    with pytest.raises(ContractError, match=r"himari-state-16/1.*himari-state-17/1"):
         train(bars, seeds=[1], folds=[WINDOW], settings=[TINY], checkpoint=address)
 
 
@@ -263,7 +264,7 @@ def test_a_damaged_checkpoint_is_refused_and_left_alone(bars: Bars, tmp_path: Pa
     address = Path(written(bars, tmp_path))
     content = address.read_bytes()[:-100] if damage is None else damage
     address.write_bytes(content)
-    with pytest.raises(TrainingError, match="is damaged or no checkpoint.*remove it to start anew"):
+    with pytest.raises(TrainingError, match=r"is damaged or no checkpoint.*remove it to start anew"):
         train(bars, seeds=[1], folds=[WINDOW], settings=[TINY], checkpoint=str(address))
     assert address.read_bytes() == content
 
@@ -282,7 +283,7 @@ def test_a_full_disk_ends_in_a_sentence_with_the_last_checkpoint_intact(
 
     monkeypatch.setattr(storage, "write_bytes", fill)
     with pytest.raises(
-        TrainingError, match="No space left on device.*free some space.*after 4 updates, is .*checkpoint"
+        TrainingError, match=r"No space left on device.*free some space.*after 4 updates, is .*checkpoint"
     ):
         train(bars, seeds=[1], folds=[WINDOW], settings=[TINY], checkpoint=address, checkpoint_every=2)
     monkeypatch.setattr(storage, "write_bytes", write)
