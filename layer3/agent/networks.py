@@ -74,7 +74,7 @@ class Network:
         return torch.baddbmm(b3, h2, w3.mT)
 
     def backward(self, flat: Tensor, x: Tensor, slope: Tensor, gradient: Tensor) -> None:
-        """Write into ``gradient`` (C, N) the loss's slope by the weights, given ``slope`` (C, B, out) by the outputs."""
+        """Write the loss's slope by the weights into ``gradient`` (C, N); ``slope`` (C, B, out) is by the outputs."""
         _, _, w2, _, w3, _ = weights_of(flat, self._hidden, self._outputs)
         g1, c1, g2, c2, g3, c3 = weights_of(gradient, self._hidden, self._outputs)
         h1, h2, d1, d2 = self._views(x)

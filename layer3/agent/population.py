@@ -289,7 +289,8 @@ class _Population:
         raise TrainingError(
             f"training of seed {seed} diverged after {figures.steps:,} steps (reward {figures.reward}, "
             f"KL {figures.kl}, explained variance {figures.explained_variance}; {bad.size} of {len(table)} policies): "
-            f"lower the learning rate of {self._settings.ppo.learning_rate} or check the data; no policy was written, {kept}"
+            f"lower the learning rate of {self._settings.ppo.learning_rate} or check the data; no policy was written, "
+            f"{kept}"
         )
 
     def identity(self, bars: Bars) -> dict[str, Any]:

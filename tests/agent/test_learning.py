@@ -1,4 +1,4 @@
-"""That it learns what is there to learn, and nothing where there is nothing: several seeds, held-out data, an oracle."""
+"""That it learns what is there to learn, and nothing where there is nothing: several seeds, against an oracle."""
 
 from __future__ import annotations
 

@@ -77,6 +77,20 @@ def test_ingest_tells_what_lineage_needs(chain):
     assert len(load_bars(Path(out["features"].path))[0]) == 6_000
 
 
+def test_training_leaves_its_curves_its_events_and_what_was_tried(chain):
+    box, out = chain
+    page = Path(out["curves"].path).read_text()
+    assert "Training curves" in page
+    assert "SYNTHETIC" in page
+    assert "seed-2" in page
+    names = {path.parent.name for path in Path(out["events"].path).rglob("events.out.tfevents.*")}
+    assert names == {"seed-1", "seed-2"}
+    (record,) = (box.folder / "store" / "trials").rglob("*.json")
+    assert json.loads(record.read_text())["policies"] == 2
+    assert out["train_metrics"].metadata["trials"] == 2
+    assert not list((box.folder / "store" / "checkpoints").iterdir())
+
+
 def test_train_tells_what_lineage_needs(chain):
     _, out = chain
     policy = load_policy(Path(out["model"].path))
