@@ -24,15 +24,21 @@ PORT = 8080
 SIGNAL =
 SIZING =
 ENDPOINT = http://127.0.0.1:$(PORT)
+TRIALS = 20
+JOBS = 2
+ASSETS = BTC,ETH,SOL
+# Policies behind each number of an experiment; empty means the experiment's own default.
+SEEDS =
 # Through the environment, so that no quote or space in a value can change a command.
-export DATA SYMBOL SEED STEPS MEMBERS THRESHOLD STORE HOST PORT SIGNAL SIZING ENDPOINT
+export DATA SYMBOL SEED STEPS MEMBERS THRESHOLD STORE HOST PORT SIGNAL SIZING ENDPOINT TRIALS JOBS ASSETS SEEDS
 
-.PHONY: help install compile run-local serve size rollback release-status test lint format types imports check bench lock clean
+.PHONY: help install compile run-local tune assets serve size rollback release-status test lint format types imports check bench lock clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '\n  run-local takes DATA=FILE|gs://…|exchange:SYMBOL with SYMBOL=…, or MARKET=default|no-edge|edge=0.5,seed=3,\n'
 	@printf '  and SEED=, STEPS=, MEMBERS=, THRESHOLD=, STORE=. size takes SIGNAL=FILE.json. Both take SIZING=FILE.yaml. serve takes PORT= and HOST=.\n'
+	@printf '  tune takes run-local’s data, STEPS=, STORE=, and TRIALS=, SEEDS=, JOBS=. assets takes ASSETS=, DATA= with {asset} in it, SEEDS=, STEPS=, STORE=.\n'
 
 install: $(READY) ## create the environment in .venv
 
@@ -50,6 +56,13 @@ compile: $(READY) ## compile the pipelines to build/*.yaml
 
 run-local: compile ## run the compiled training pipeline on this machine
 	@$(BIN)/python -m pipelines.local --data="$$DATA" --symbol="$$SYMBOL" --seed="$$SEED" --steps="$$STEPS" --members="$$MEMBERS" --threshold="$$THRESHOLD" --store="$$STORE" $(if $(SIZING),--sizing="$$SIZING")
+
+tune: $(READY) ## search the hyperparameters on the validation part (TRIALS=20, goes on when run again)
+	@$(BIN)/python -m layer3.experiments.tune --data="$$DATA" --symbol="$$SYMBOL" --trials="$$TRIALS" --steps="$$STEPS" --jobs="$$JOBS" --store="$$STORE" $(if $(SEEDS),--seeds="$$SEEDS") $(if $(SIZING),--sizing="$$SIZING")
+
+assets: DATA = coinbase:{asset}-USD
+assets: $(READY) ## train on several markets, judge on each and on one never seen (ASSETS=BTC,ETH,SOL)
+	@$(BIN)/python -m layer3.experiments.assets --assets="$$ASSETS" --data="$$DATA" --steps="$$STEPS" --store="$$STORE" $(if $(SEEDS),--seeds="$$SEEDS") $(if $(SIZING),--sizing="$$SIZING")
 
 serve: $(READY) ## serve the champion on http://127.0.0.1:8080
 	@MODEL_URI="$$STORE/channels/production.json" $(BIN)/python -m serving
@@ -90,5 +103,5 @@ lock: $(READY) ## resolve the dependencies anew into requirements.lock
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --all-extras --no-emit-package torch --no-header --no-annotate pyproject.toml | grep -vE '^(nvidia-|cuda-|triton)' > requirements.lock.partial
 	@mv requirements.lock.partial requirements.lock
 
-clean: ## remove the environment and everything built (not runs/, models/, channels/)
+clean: ## remove the environment and everything built (not runs/, models/, channels/, trials/)
 	rm -rf $(VENV) build .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache *.egg-info

@@ -32,7 +32,15 @@ def compare(
     from layer3.agent.bars import load_bars
     from layer3.backtest.comparison import render_comparison
     from layer3.experiments.market import Market
-    from layer3.experiments.report import comparison_of, scored_of, selection_note, terminal_table
+    from layer3.experiments.report import (
+        SHOWN,
+        comparison_of,
+        in_order,
+        rows_of,
+        scored_of,
+        selection_note,
+        terminal_table,
+    )
     from layer3.experiments.scoring import references
 
     market = Market(*load_bars(Path(features.path)))
@@ -50,5 +58,5 @@ def compare(
     )
     place(comparison).write_text(render_comparison(page), encoding="utf-8")
     comparison.metadata.update({"settings": len(scored), "synthetic": market.synthetic})
-    print(terminal_table(scored, measured))
+    print(terminal_table(rows_of(in_order(scored, SHOWN)), measured))
     print(selection_note(scored))

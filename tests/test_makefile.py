@@ -37,6 +37,23 @@ def test_market_names_the_simulator(tmp_path: Path) -> None:
     assert "--data=synthetic:edge=3,bars=12000" in say(tmp_path, "run-local", "MARKET=edge=3,bars=12000")
 
 
+def test_tune(tmp_path: Path) -> None:
+    shown = say(tmp_path, "tune", f"DATA={AWKWARD}", "SYMBOL=BTC-USDT", "TRIALS=7", "SEEDS=4", "JOBS=3", "STEPS=9999")
+    assert {"layer3.experiments.tune", f"--data={AWKWARD}", "--symbol=BTC-USDT", "--trials=7"} <= set(shown)
+    assert {"--seeds=4", "--jobs=3", "--steps=9999", "--store=."} <= set(shown)
+
+
+def test_assets(tmp_path: Path) -> None:
+    shown = say(tmp_path, "assets", f"ASSETS={AWKWARD}", f"STORE={AWKWARD}")
+    assert {"layer3.experiments.assets", f"--assets={AWKWARD}", "--data=coinbase:{asset}-USD"} <= set(shown)
+    assert {"--steps=250000", f"--store={AWKWARD}"} <= set(shown)
+    assert not [word for word in shown if word.startswith("--seeds")]
+
+
+def test_assets_take_data_too(tmp_path: Path) -> None:
+    assert "--data=synthetic:seed=5" in say(tmp_path, "assets", "DATA=synthetic:seed=5")
+
+
 def test_serve(tmp_path: Path) -> None:
     assert {f"MODEL_URI={AWKWARD}/channels/production.json", "PORT=8123"} <= set(
         say(tmp_path, "serve", f"STORE={AWKWARD}", "PORT=8123")

@@ -20,7 +20,7 @@ __all__ = ["MEASURES", "Comparison", "Group", "Measure", "Reference", "Row", "in
 
 #: Share of the chart's width that stays free on each side, so that no mark is cut.
 _MARGIN: Final = 0.04
-_TICKS: Final = 6
+_TICKS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ MEASURES: Final = (
     Measure("reward", "Reward", "% of equity per 1,000 bars, above Kelly before costs", "ratio", 1_000.0),
     Measure("sharpe", "Sharpe ratio", "annualised", "ratio"),
     Measure("total_return", "Total return", "whole period", "percent"),
-    Measure("max_drawdown", "Maximum drawdown", "from the highest equity before", "percent", signed=False),
+    Measure("max_drawdown", "Max. drawdown", "below the peak", "percent", signed=False),
 )
 
 

@@ -20,9 +20,12 @@ from layer3.version import source_sha256
 
 __all__ = [
     "SHOWN",
+    "SHOWN_IN_TERMINAL",
+    "TABLE_UNITS",
     "Scored",
     "comparison_of",
     "in_order",
+    "rows_of",
     "scored_of",
     "selection_note",
     "terminal_table",
@@ -31,7 +34,10 @@ __all__ = [
 
 #: Most settings that a page shows; the defaults are always among them.
 SHOWN: Final = 30
-_TERMINAL: Final = 6
+#: Most settings that a terminal's table shows.
+SHOWN_IN_TERMINAL: Final = 6
+#: What the tables' numbers are.
+TABLE_UNITS: Final = f"{MEASURES[0].label} in {MEASURES[0].unit}; means over seeds with their {LEVEL:.0%} intervals"
 _NAMES: Final = {"target_kl": "target KL", "gae_lambda": "GAE lambda"}
 
 
@@ -120,7 +126,7 @@ def comparison_of(
     if refused:
         notes.append(f"{refused} more settings could not be trained and have no score.")
     some = f"; the first {len(shown)} of {len(scored)}" if len(shown) < len(scored) else ""
-    rows = [Row(one.label, _described(one.values), one.scores) for one in shown]
+    rows = rows_of(shown)
     return Comparison(
         title=f"Search on {market.symbol}",
         about=[f"validation part, {validation_period(market)}", f"{steps:,} steps", f"{seeds} seeds"],
@@ -138,19 +144,22 @@ def comparison_of(
     )
 
 
-def terminal_table(scored: Sequence[Scored], references: Sequence[Reference]) -> str:
-    """The first few settings and the defaults, each measure with its interval, and the references."""
+def rows_of(scored: Sequence[Scored]) -> list[Row]:
+    """Settings as rows of a comparison."""
+    return [Row(one.label, _described(one.values), one.scores) for one in scored]
+
+
+def terminal_table(rows: Sequence[Row], measured: Sequence[Reference]) -> str:
+    """Rows with the first three measures, each with its interval, and the references."""
     shown = MEASURES[:3]
-    rows = [["", *(measure.label for measure in shown)]]
-    rows += [
-        [one.label, *(_cell(*in_words(measure, one.scores[measure.key])) for measure in shown)]
-        for one in in_order(scored, _TERMINAL)
-    ]
-    rows += [[item.label, *(in_words(m, [item.values[m.key]] * 2)[0] for m in shown)] for item in references]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    unit = f"{MEASURES[0].unit}; means over seeds with their {format_number(LEVEL, 'percent', digits=0)} intervals"
-    return "\n".join([f"Reward in {unit}", "", *(f"  {line}" for line in lines)])
+    cells = [["", *(measure.label for measure in shown)]]
+    cells += [[row.label, *(_cell(*in_words(m, row.values[m.key])) for m in shown)] for row in rows]
+    # What has no seeds is its own mean.
+    cells += [[item.label, *(in_words(m, [item.values[m.key]] * 2)[0] for m in shown)] for item in measured]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    return "\n".join(
+        "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+    )
 
 
 def _cell(mean: str, reach: str) -> str:

@@ -8,9 +8,6 @@ was killed is tried again.
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from layer3.agent.search import SPACE, Values, default_values, to_optuna
 from layer3.errors import ConfigurationError, TrainingError
+from layer3.experiments.options import folder_name
 from layer3.experiments.scoring import OBJECTIVE, Scores
 from layer3.experiments.workers import Workers
 
@@ -50,8 +48,7 @@ def study_name(symbol: str, identity: Mapping[str, Any]) -> str:
 
     ``identity`` is plain JSON: data, steps, seeds, code; the space is added here.
     """
-    content = json.dumps({**identity, "space": [asdict(entry) for entry in SPACE]}, sort_keys=True)
-    return f"{re.sub(r'[^A-Za-z0-9]+', '-', symbol)}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    return folder_name(symbol, {**identity, "space": [asdict(entry) for entry in SPACE]})
 
 
 @contextmanager

@@ -21,9 +21,20 @@ from layer3 import storage, trials
 from layer3.agent.bars import Bars
 from layer3.agent.search import Values
 from layer3.backtest.comparison import MEASURES, Reference, in_words, render_comparison
-from layer3.errors import ConfigurationError, HimariError
+from layer3.errors import HimariError
 from layer3.experiments.market import Market, load_market
-from layer3.experiments.report import Scored, comparison_of, selection_note, terminal_table, validation_period
+from layer3.experiments.options import check_bounds, for_reading
+from layer3.experiments.report import (
+    SHOWN_IN_TERMINAL,
+    TABLE_UNITS,
+    Scored,
+    comparison_of,
+    in_order,
+    rows_of,
+    selection_note,
+    terminal_table,
+    validation_period,
+)
 from layer3.experiments.scoring import OBJECTIVE, Scores, compute_device, note, references, train_and_score
 from layer3.experiments.study import Finished, finished, open_study, search, study_name
 from layer3.experiments.workers import workers
@@ -49,20 +60,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(options: argparse.Namespace) -> None:
-    """Refuse what needs no data to be refused."""
-    bounds = {
-        "trials": (1, 10_000, "settings"),
-        "seeds": (2, 100, "policies per setting: one alone has no interval"),
-        "steps": (2_048, 10**9, "environment steps: 2,048 is one rollout"),
-        "jobs": (1, 64, "processes"),
-    }
-    for name, (low, high, what) in bounds.items():
-        value = getattr(options, name)
-        if not low <= value <= high:
-            raise ConfigurationError(f"{name} is {value:,}, expected {low:,} to {high:,} {what}")
-
-
 def _work(
     bars: Bars, seeds: Sequence[int], steps: int, device: str, threads: int, values: Values, tell: Callable[[int], None]
 ) -> Scores:
@@ -70,7 +67,7 @@ def _work(
 
 
 def _tune(options: argparse.Namespace) -> None:
-    _check(options)
+    check_bounds(options, ("trials", "seeds", "steps", "jobs"))
     store = storage.local_folder(options.store)
     market = load_market(options.data, options.symbol, chain_config_text(options.sizing))
     # What cannot be scored is refused before anything is trained.
@@ -162,13 +159,15 @@ def _conclude(
     )
     path = folder / "comparison.html"
     storage.write_bytes(str(path), render_comparison(page).encode())
-    print(f"\nValidation part of {market.symbol}, {validation_period(market)}. {terminal_table(scored, measured)}\n")
+    print(f"\nValidation part of {market.symbol}, {validation_period(market)}. {TABLE_UNITS}\n")
+    print(terminal_table(rows_of(in_order(scored, SHOWN_IN_TERMINAL)), measured))
+    print()
     print(f"{len(done)} trials, {len(done) * options.seeds} policies; on record for these data: {tried:,} trainings.")
     print(selection_note(scored))
     if market.synthetic:
         print("SYNTHETIC market: this search says nothing about real trading.")
     print("Nothing was released, and the test part was not looked at.")
-    print(f"\n  comparison  {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+    print(f"\n  comparison  {for_reading(path)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

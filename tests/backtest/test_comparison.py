@@ -81,7 +81,7 @@ def test_marks_are_where_the_numbers_say() -> None:
     assert page.count('class="span"') == 2  # one row and the key
     axis = [(float(x), float(text.replace("−", "-"))) for x, text in re.findall(r'x="([\d.]+)%" y="16">([^<]+)<', page)]
     (x0, first), (x1, last) = axis[0], axis[-1]
-    assert len(axis) >= 3
+    assert len(axis) >= 2
 
     def at(value: float) -> float:
         return x0 + (value - first) / (last - first) * (x1 - x0)

@@ -151,7 +151,7 @@ def test_the_test_part_changes_nothing(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--trials", "0"], "trials is 0, expected 1 to 10,000"),
-        (["--seeds", "1"], "seeds is 1, expected 2 to 100 policies per setting: one alone has no interval"),
+        (["--seeds", "1"], "seeds is 1, expected 2 to 100 policies: one alone has no interval"),
         (["--steps", "100"], "steps is 100, expected 2,048"),
         (["--jobs", "0"], "jobs is 0, expected 1 to 64"),
         (["--store", "gs://bucket/x"], "gs://bucket/x is a bucket"),
