@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from layer3 import contract
 from layer3.agent.bars import Bars
 from layer3.agent.policy import Policy, save_policy, stack
+from layer3.market.features import market_features
 
 Tensors = dict[str, NDArray[np.float32]]
 
@@ -54,6 +56,48 @@ def trend(prices: NDArray[np.float64], **columns: Any) -> Bars:
     always = np.ones(n, dtype=np.int8)
     fixed = {"open": prices, "close": prices, "signal_side": always, "direction": always}
     return make_bars(n, **({**fixed, "base_fraction": np.full(n, 0.1)} | columns))
+
+
+def planted(n: int, seed: int = 1, edge: float = 1.0) -> tuple[Bars, NDArray[np.float64]]:
+    """A market with a regime that the state shows, and the multipliers (n,) of whoever knows what it means.
+
+    Layer 2 always says BUY and the chain holds a quarter. The regime changes every 50 bars on average;
+    ``cascade_risk`` is about 0.3 in good times and 0.7 in bad ones, and the next bar's return has a
+    drift of +- ``edge`` times 0.27 % around a mean so small that without the regime multiplier 1 is the
+    best constant: the default reward of mean m and deviation s is largest at the exposure m / (6 s^2).
+    """
+    spread, base = 0.015, 0.25
+    rng = np.random.default_rng(seed)
+    good = np.cumsum(rng.random(n) < 1.0 / 50.0) % 2 == 0
+    drift = 6.0 * spread**2 * base + edge * 0.0027 * np.where(good, 1.0, -1.0)
+    # What is decided at the close of bar t is held from the open of t + 1 to that of t + 2.
+    growth = 1.0 + drift + spread * rng.standard_normal(n)
+    opened = 100.0 * np.concatenate(([1.0, 1.0], np.cumprod(growth[:-2])))
+    always = np.ones(n, dtype=np.int8)
+    bars = make_bars(
+        n,
+        seed,
+        signal_side=always,
+        direction=always,
+        confidence=np.full(n, 0.8),
+        tier=2 * always,
+        base_fraction=np.full(n, base),
+        cascade_risk=np.clip(np.where(good, 0.3, 0.7) + 0.05 * rng.standard_normal(n), 0.0, 1.0),
+        **_prices(opened),
+    )
+    return bars, np.where(good, 2.0, 0.0)
+
+
+def in_random_order(bars: Bars, seed: int = 1) -> Bars:
+    """The same bars with their returns in random order: neither the state nor the past says anything about them."""
+    steps = np.random.default_rng(seed).permutation(np.diff(np.log(bars.open)))
+    return replace(bars, **_prices(bars.open[0] * np.exp(np.concatenate(([0.0], np.cumsum(steps))))))
+
+
+def _prices(opened: NDArray[np.float64]) -> dict[str, Any]:
+    """Columns of hourly bars that close where the next one opens."""
+    closed = np.append(opened[1:], opened[-1])
+    return {"open": opened, "close": closed, **market_features(closed, 3_600)._asdict()}
 
 
 def make_member(seed: int = 1, hidden: int = 8, scale: float = 1.0) -> Tensors:
