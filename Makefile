@@ -32,7 +32,7 @@ SEEDS =
 # Through the environment, so that no quote or space in a value can change a command.
 export DATA SYMBOL SEED STEPS MEMBERS THRESHOLD STORE HOST PORT SIGNAL SIZING ENDPOINT TRIALS JOBS ASSETS SEEDS
 
-.PHONY: help install compile run-local tune assets serve size rollback release-status test lint format types imports check bench lock clean
+.PHONY: help install compile run-local tune assets serve size rollback release-status test lint format types imports check bench bench-training lock clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -95,8 +95,11 @@ imports: $(READY) ## the import rules
 
 check: lint types imports test ## everything that CI runs
 
-bench: $(READY) ## the benchmarks
-	@for file in bench/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+bench: $(READY) ## the short benchmarks
+	@for name in hot_path local_run; do echo "== bench/$$name.py"; $(BIN)/python -m bench.$$name; done
+
+bench-training: $(READY) ## training beside its peers and its bound, about a quarter of an hour
+	@$(BIN)/python -m bench.training
 
 lock: $(READY) ## resolve the dependencies anew into requirements.lock
 	@$(BIN)/python -m pip install --quiet uv

@@ -16,55 +16,12 @@ from typing import Any
 
 from bench.alone import Run, alone
 from bench.page import Requirement, at_least, at_most, table, title
+from bench.plan import FULL, QUICK, Plan
 
 #: Markets where there is nothing to learn, and why.
 CONTROLS = {"shuffled": "its returns in random order", "no edge": "a regime that means nothing"}
 #: Published float32 operations per second.
 GPU_RATES = {"T4": 8.1e12, "V100": 15.7e12, "A100": 19.5e12, "L4": 30.3e12, "H100": 67e12, "H200": 67e12}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much of everything; steps are whole rollouts of 2,048, but for the guide's episodes of 500."""
-
-    repeats: int
-    steps: int
-    guide_steps: int
-    guide_scored: int
-    trial_steps: int
-    population: int
-    budgets: tuple[int, ...]
-    walk: tuple[int, int, int]
-    curve_steps: tuple[int, ...]
-    curve_policies: tuple[int, ...]
-    gpu_policies: tuple[int, ...] = (1, 16, 128)
-
-
-FULL = Plan(
-    repeats=3,
-    steps=244 * 2_048,
-    guide_steps=20_000,
-    guide_scored=500_000,
-    trial_steps=50 * 2_048,
-    population=16,
-    budgets=tuple(2_048 * updates for updates in (10, 20, 30, 40, 60, 80, 100, 122, 160, 200, 244)),
-    walk=(18, 5, 250_000),
-    curve_steps=tuple(2_048 * updates for updates in (49, 122, 244, 488)),
-    curve_policies=(1, 2, 4, 8, 16, 32),
-)
-QUICK = Plan(
-    repeats=1,
-    steps=2 * 2_048,
-    guide_steps=500,
-    guide_scored=500,
-    trial_steps=2_048,
-    population=4,
-    budgets=(2_048,),
-    walk=(2, 2, 2_048),
-    curve_steps=(2_048, 4_096),
-    curve_policies=(1, 2),
-    gpu_policies=(1,),
-)
 
 
 @dataclass(frozen=True)
