@@ -177,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--symbol", default="", help="name of the market, e.g. BTC-USDT (from the data where possible)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the training (1)")
-    parser.add_argument("--steps", type=int, default=250_000, help="environment steps of the training (250000)")
+    parser.add_argument("--steps", type=int, default=500_000, help="environment steps of the training (500000)")
     parser.add_argument("--members", type=int, default=1, help="policies trained together, whose mean is served (1)")
     parser.add_argument("--threshold", type=float, default=1.0, help="least annualised Sharpe ratio (1.0)")
     parser.add_argument("--sizing", type=Path, help="settings of the sizing chain, like config/sizing.yaml (its own)")

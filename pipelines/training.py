@@ -20,7 +20,7 @@ def training(
     symbol: str = "SYNTH-USD",
     data_version: str = "",
     seed: int = 1,
-    train_steps: int = 250_000,
+    train_steps: int = 500_000,
     members: int = 1,
     sharpe_threshold: float = 1.0,
     serving_image: str = "himari-serving:unset",

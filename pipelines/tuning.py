@@ -21,7 +21,7 @@ def tuning(
     data_version: str = "",
     trials: int = 20,
     seeds: int = 3,
-    train_steps: int = 250_000,
+    train_steps: int = 500_000,
     search_seed: int = 1,
     sizing: str = "",
 ) -> None:

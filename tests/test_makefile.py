@@ -46,7 +46,7 @@ def test_tune(tmp_path: Path) -> None:
 def test_assets(tmp_path: Path) -> None:
     shown = say(tmp_path, "assets", f"ASSETS={AWKWARD}", f"STORE={AWKWARD}")
     assert {"layer3.experiments.assets", f"--assets={AWKWARD}", "--data=coinbase:{asset}-USD"} <= set(shown)
-    assert {"--steps=250000", f"--store={AWKWARD}"} <= set(shown)
+    assert {"--steps=500000", f"--store={AWKWARD}"} <= set(shown)
     assert not [word for word in shown if word.startswith("--seeds")]
 
 

@@ -42,8 +42,6 @@ States = NDArray[np.float32]
 
 #: Policies that one worker walks, or improves, together: enough to share the calls' cost, few enough for the cache.
 _CHUNK: Final = 4
-#: log of the action's first standard deviation, before the sigmoid.
-_LOG_SD_START: Final = 0.5
 _YEAR_SECONDS: Final = 365 * 86_400
 _FIGURES: Final = tuple(entry.name for entry in fields(Progress))
 
@@ -185,7 +183,7 @@ class _Population:
             shape = (min(size, count), config.batch, config.hidden)
             self._networks.put((Network(*shape, 2, device), Network(*shape, 1, device)))
         generators = [torch.Generator().manual_seed(seed) for seed, _ in members]
-        biases = ([0.0, _LOG_SD_START], [0.0])
+        biases = ([0.0, config.log_sd_start], [0.0])
         self._state: dict[str, Tensor] = {}
         for name, bias, gain in zip(("actor", "critic"), biases, (0.01, 1.0), strict=True):
             weights = torch.stack([initial_weights(config.hidden, bias, gain, g) for g in generators]).to(device)

@@ -41,10 +41,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class PPOConfig:
-    """Every hyperparameter. Batch, epochs, rollout and rate were measured to learn; the customary
-    64 x 10 epochs at 3e-4 collapse the action's spread on this problem."""
+    """Every hyperparameter. Batch, epochs, rollout, rate and first spread were measured to learn (docs/training.md);
+    the customary 64 x 10 epochs at 3e-4 collapse the action's spread on this problem."""
 
-    steps: int = 250_000
+    steps: int = 500_000
     """Environment steps in all."""
     environments: int = 128
     """Windows that run side by side."""
@@ -54,7 +54,7 @@ class PPOConfig:
     """Samples per gradient step."""
     epochs: int = 4
     """Passes over each rollout, unless ``target_kl`` ends them."""
-    learning_rate: float = 6e-4
+    learning_rate: float = 2e-3
     """Adam's rate at the start."""
     final_rate: float = 0.05
     """Share of the rate that is left at the end; it falls linearly."""
@@ -72,6 +72,9 @@ class PPOConfig:
     """Largest gradient norm, for actor and critic each."""
     target_kl: float = 0.1
     """Divergence from the rollout's policy at which the actor's epochs end; a healthy run stays far below."""
+    log_sd_start: float = 1.4
+    """Log of the action's first standard deviation before the sigmoid: so wide that it mostly tries the ends.
+    Wavering costs commission, and a policy that begins narrow learns to stand still before it learns when to act."""
     hidden: int = 128
     """Width of both hidden layers."""
 
@@ -89,6 +92,10 @@ class PPOConfig:
         for name in ("gamma", "gae_lambda", "final_rate"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise ConfigurationError(f"ppo: {name} = {getattr(self, name)}, expected a number in (0, 1]")
+        if not LOG_SD_LOW <= self.log_sd_start <= LOG_SD_HIGH:
+            raise ConfigurationError(
+                f"ppo: log_sd_start = {self.log_sd_start}, expected a number in [{LOG_SD_LOW}, {LOG_SD_HIGH}]"
+            )
         if self.steps < self.samples:
             raise ConfigurationError(
                 f"ppo: steps = {self.steps:,} is less than one rollout of {self.environments} windows x "

@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         "synthetic:NAME every asset is another seed",
     )
     parser.add_argument("--seeds", type=int, default=5, help="policies for each row (5)")
-    parser.add_argument("--steps", type=int, default=250_000, help="environment steps per policy (250000)")
+    parser.add_argument("--steps", type=int, default=500_000, help="environment steps per policy (500000)")
     parser.add_argument("--sizing", type=Path, help="settings of the sizing chain, like config/sizing.yaml (its own)")
     parser.add_argument("--store", default=".", help="folder for assets/ and trials/ (this one)")
     return parser

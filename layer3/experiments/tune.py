@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--symbol", default="", help="name of the market, e.g. BTC-USDT (from the data where possible)")
     parser.add_argument("--trials", type=int, default=20, help="settings to try, the defaults first (20)")
     parser.add_argument("--seeds", type=int, default=3, help="policies per setting (3)")
-    parser.add_argument("--steps", type=int, default=250_000, help="environment steps per policy (250000)")
+    parser.add_argument("--steps", type=int, default=500_000, help="environment steps per policy (500000)")
     parser.add_argument("--jobs", type=int, default=2, help="settings that are trained side by side (2)")
     parser.add_argument("--sizing", type=Path, help="settings of the sizing chain, like config/sizing.yaml (its own)")
     parser.add_argument("--store", default=".", help="folder for tune/ and trials/ (this one)")
@@ -90,8 +90,9 @@ def _tune(options: argparse.Namespace) -> None:
     with open_study(folder) as study:
         before = finished(study)
         print(
-            f"Study {name}: {market.symbol} from {market.info['source']}, {options.seeds} seeds x {options.steps:,} "
-            f"steps; {len(before)} of {options.trials} trials done, {options.jobs} at a time"
+            f"Study {name}: {market.symbol} from {market.info['source']}, {market.data.start[:10]} to "
+            f"{market.data.end[:10]}, {options.seeds} seeds x {options.steps:,} steps; {len(before)} of "
+            f"{options.trials} trials done, {options.jobs} at a time"
         )
         size = options.seeds * options.steps
         with (

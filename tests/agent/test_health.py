@@ -29,7 +29,7 @@ def trained(learning_rate: float) -> Trained:
 
 
 def test_our_own_training_is_healthy():
-    assert warnings_of(trained(6e-4).curves) == {}
+    assert warnings_of(trained(2e-3).curves) == {}
 
 
 def test_training_at_a_hopeless_learning_rate_is_not():

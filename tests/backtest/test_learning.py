@@ -117,7 +117,7 @@ def test_the_context_shows_every_setting() -> None:
     assert "Seeds 1, 2, 3" in text
     assert "Device cpu" in text
     assert "Model 20250619-afaf75775594" in text
-    assert re.search(r"PPO steps 250000, .*learning_rate 0\.0006", text)
+    assert re.search(r"PPO steps 500000, .*learning_rate 0\.002", text)
     assert "costs (commission 0.001, slippage 0.0005)" in text
     assert "Model n/a" in Page(render_curves(dataclasses.replace(CONTEXT, model_id=""), population(1))).text
 
