@@ -86,7 +86,7 @@ class Choice:
 #: Names are ``ppo.`` and ``environment.`` followed by a field of :class:`~layer3.agent.ppo.PPOConfig` and
 #: :class:`~layer3.agent.environment.EnvironmentConfig`.
 SPACE: Final[Sequence[Number | Choice]] = (
-    Number("ppo.learning_rate", 1e-4, 3e-3, log=True),
+    Number("ppo.learning_rate", 1e-4, 1e-2, log=True),
     Choice("ppo.batch", (256, 512, 1_024, 2_048)),
     Number("ppo.epochs", 2, 8, whole=True),
     Number("ppo.clip", 0.1, 0.4),

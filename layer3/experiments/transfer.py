@@ -159,7 +159,7 @@ def comparison_of(
             "hours on which another market is judged.",
             "The test part was looked at, and nothing was chosen by it or released. Whoever chooses by this page "
             "counts the trainings below.",
-            f"About {(1.0 - LEVEL) * intervals:.0f} of a measure's {intervals} {LEVEL:.0%} intervals miss their mean.",
+            f"Of the {intervals} intervals of each measure about {(1.0 - LEVEL) * intervals:.0f} miss their aim.",
         ],
         groups=groups,
         trials=tried,

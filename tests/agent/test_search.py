@@ -100,7 +100,7 @@ def test_optuna_searches_the_same_space() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"ppo.learning_rate": 1.0}, r"ppo.learning_rate is 1.0, expected a number in \[0.0001, 0.003\]"),
+        ({"ppo.learning_rate": 1.0}, r"ppo.learning_rate is 1.0, expected a number in \[0.0001, 0.01\]"),
         ({"ppo.learning_rate": float("nan")}, "expected a number in"),
         ({"ppo.learning_rate": "fast"}, "expected a number in"),
         ({"ppo.epochs": 4.5}, "ppo.epochs is 4.5, expected a whole number"),

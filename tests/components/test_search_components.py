@@ -52,7 +52,8 @@ def test_a_setting_is_scored_recorded_and_compared(features: dsl.Dataset, tmp_pa
     compare.python_func(features, [result, refused], 2, 4_096, str(tmp_path), "run-1", page)
     text = Path(page.path).read_text()
     assert "1 more settings could not be trained" in text
-    assert "Defaults<small>learning rate 0.0006, batch 1,024, epochs 4, clip 0.2, target KL 0.1" in text
+    rate, batch, epochs = (default_values()[f"ppo.{name}"] for name in ("learning_rate", "batch", "epochs"))
+    assert f"Defaults<small>learning rate {rate:.3g}, batch {batch:,}, epochs {epochs}, clip" in text
     assert page.metadata == {"settings": 1, "synthetic": True}
     with pytest.raises(TrainingError, match="the default settings cannot be trained here: diverged"):
         compare.python_func(features, [refused, result], 2, 4_096, str(tmp_path), "run-1", page)

@@ -139,7 +139,7 @@ def test_several_at_once_try_no_point_twice_and_end_where_they_should(tmp_path: 
 
 
 def test_a_setting_that_cannot_be_trained_is_counted_and_passed_over(tmp_path: Path) -> None:
-    crew = Crew(refuse=lambda values: "diverged" if values["ppo.learning_rate"] > 1e-3 else "")
+    crew = Crew(refuse=lambda values: "diverged" if values["ppo.clip"] > 0.25 else "")
     kept, told, _ = go(tmp_path / "study", 10, crew)
     assert kept == told
     refused = [trial for trial in kept if trial.refusal]

@@ -88,7 +88,7 @@ def test_after_kill_9_it_goes_on_and_loses_at_most_what_was_in_flight(
     assert "SYNTHETIC DATA." in text
     assert f"{2 * wanted:,} different trainings" in text
     assert text.count('<tr><th scope="row">') == wanted
-    assert text.count("Defaults<small>learning rate 0.0006, batch 1,024,") == 1
+    assert text.count("Defaults<small>learning rate 0.00") == 1
 
     assert tune.main(arguments) == 0
     assert f"; {wanted} of {wanted} trials done" in capsys.readouterr().out
