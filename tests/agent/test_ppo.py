@@ -184,7 +184,7 @@ def test_the_actors_slope_is_autograds(
     log_sd = leaf[..., 1].clamp(LOG_SD_LOW, LOG_SD_HIGH)
     normal = torch.distributions.Normal(leaf[..., 0], log_sd.exp())
     ratio = (normal.log_prob(actions) + 0.5 * math.log(2.0 * math.pi) - old).exp()
-    assume(float(ratio.max()) < 1e6)
+    assume(float(ratio.detach().max()) < 1e6)
     surrogate = torch.min(ratio * advantages, ratio.clamp(1.0 - clip, 1.0 + clip) * advantages)
     loss = -surrogate.mean(1) - weight * entropy(leaf[..., 0], log_sd).mean(1)
     loss.sum().backward()
