@@ -39,12 +39,15 @@ def train(
     from layer3.agent.environment import EnvironmentConfig
     from layer3.agent.events import EventLog
     from layer3.agent.log import TrainingLog
-    from layer3.agent.population import Report
+    from layer3.agent.population import Report, memory_needed
+    from layer3.agent.ppo import PPOConfig
     from layer3.backtest.learning import TrainingContext, render_curves
 
     live = os.environ.get("HIMARI_PROGRESS") == "1"
     names = [f"seed-{number}" for number in range(seed, seed + members)]
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    needed = memory_needed(members, PPOConfig(steps=steps), int(features.metadata["rows"]), os.cpu_count() or 1)
+    print(f"Training {members} x {steps:,} steps on {device}, about {needed / 2**20:.0f} MiB besides torch", flush=True)
     log = TrainingLog(names, EnvironmentConfig().episode_steps, lambda line: print(line, flush=True))
     with EventLog(place(events), names) as written:
 
