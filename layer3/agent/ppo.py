@@ -274,9 +274,12 @@ def actor_slope(
     slope = torch.empty_like(outputs)
     torch.add(by_density * z * inverse, by_mean, alpha=config.entropy, out=slope[..., 0])
     torch.add(by_density * (z.square() - 1.0), by_log_sd, alpha=config.entropy, out=slope[..., 1])
-    slope[..., 1] *= raw == log_sd
+    slope.mul_(-1.0 / outputs.shape[1])
+    # Beyond its bounds a log standard deviation may come back, but go no further: with no slope at all it would stay.
+    outward = ((raw > LOG_SD_HIGH) & (slope[..., 1] < 0.0)) | ((raw < LOG_SD_LOW) & (slope[..., 1] > 0.0))
+    slope[..., 1].masked_fill_(outward, 0.0)
     clipped = ((ratio - 1.0).abs() > config.clip).float().mean(1)
-    return slope.mul_(-1.0 / outputs.shape[1]), (ratio - 1.0 - log_ratio).mean(1), clipped
+    return slope, (ratio - 1.0 - log_ratio).mean(1), clipped
 
 
 def improve_actor(
