@@ -92,14 +92,20 @@ class Agent:
                 self._optimiser.step()
 
 
-def learn(name: str, steps: int, seed: int) -> Run:
-    """One policy on one thread, which such small products do not repay a second of."""
-    torch.set_num_threads(1)
-    history = History(market(name).bars)
-    started = time.perf_counter()
+def _train(history: History, seed: int, episodes: int) -> Agent:
     window, agent = Window(history, seed), Agent(seed)
-    episodes = max(steps // ENVIRONMENT.episode_steps, 1)
     for _ in range(episodes):
         agent.improve(agent.episode(window))
+    return agent
+
+
+def learn(name: str, steps: int, seed: int) -> Run:
+    """One policy on one thread, as products so small gain nothing from a second."""
+    torch.set_num_threads(1)
+    history, episodes = History(market(name).bars), steps // ENVIRONMENT.episode_steps
+    # What torch loads at its first gradient is no part of training.
+    _train(history, seed, 1)
+    started = time.perf_counter()
+    agent = _train(history, seed, episodes)
     seconds = time.perf_counter() - started
     return run_of(name, [agent.act], episodes * ENVIRONMENT.episode_steps, seconds)

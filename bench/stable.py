@@ -72,18 +72,9 @@ class BatchedWindows(VecEnv):
         return [False for _ in self._each(indices)]
 
 
-def learn(name: str, steps: int, seed: int, batched: bool, windows: int, threads: int) -> Run:
-    """One policy: our batched environment or scalar ones, ``windows`` of them, torch on ``threads``."""
-    torch.set_num_threads(threads)
-    config, where = PPOConfig(), market(name)
-    environment: VecEnv
-    if batched:
-        environment = BatchedWindows(where, windows, seed)
-    else:
-        history = History(where.bars)
-        environment = DummyVecEnv([partial(GymWindow, history, 1_000 * seed + k) for k in range(windows)])
-    started = time.perf_counter()
-    model = PPO(
+def _make(environment: VecEnv, windows: int, seed: int) -> PPO:
+    config = PPOConfig()
+    return PPO(
         "MlpPolicy",
         environment,
         learning_rate=lambda left: config.learning_rate * (config.final_rate + (1.0 - config.final_rate) * left),
@@ -99,7 +90,23 @@ def learn(name: str, steps: int, seed: int, batched: bool, windows: int, threads
         policy_kwargs={"net_arch": {"pi": [config.hidden] * 2, "vf": [config.hidden] * 2}},
         seed=seed,
         device="cpu",
-    ).learn(steps)
+    )
+
+
+def learn(name: str, steps: int, seed: int, batched: bool, windows: int, threads: int) -> Run:
+    """One policy: our batched environment or scalar ones, ``windows`` of them, torch on ``threads``."""
+    torch.set_num_threads(threads)
+    where = market(name)
+    environment: VecEnv
+    if batched:
+        environment = BatchedWindows(where, windows, seed)
+    else:
+        history = History(where.bars)
+        environment = DummyVecEnv([partial(GymWindow, history, 1_000 * seed + k) for k in range(windows)])
+    # What torch loads at its first gradient is no part of training.
+    _make(environment, windows, seed).learn(1)
+    started = time.perf_counter()
+    model = _make(environment, windows, seed).learn(steps)
     seconds = time.perf_counter() - started
 
     def act(states: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -1,6 +1,6 @@
 """Training beside its peers and its bound: speed, and never without what was learned.
 
-Every figure is of a process of its own; repeats are interleaved, medians are shown.
+Every figure is of a process of its own, warmed up first; repeats are interleaved, medians are shown.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def side_by_side(plan: Plan) -> list[Requirement]:
 
     title(f"Side by side: {plan.steps:,} steps, actor and critic 16-128-128, median of {plan.repeats}, interleaved")
     rows = [
-        (f"bound: matrix products at {name}'s {rate / 1e9:,.0f} Gflop/s", f"{bounds[name]:.2f}", *[""] * 5)
+        (f"bound: the matrix products at {name}'s {rate / 1e9:,.0f} Gflop/s", f"{bounds[name]:.2f}", *[""] * 5)
         for name, rate in rates.items()
     ]
     for name, each in taken.items():
@@ -139,7 +139,8 @@ def side_by_side(plan: Plan) -> list[Requirement]:
     head = ("", "s per policy", "range", *(f"/ {name} bound" for name in bounds), "x SB3's best", "worst share of rule")
     table(head, rows)
     print(
-        f"\nWorst share of rule: held-out score as a share of the rule's, of the worst of so many seeds.\n"
+        f"\nThe stricter bound is {min(bounds, key=bounds.__getitem__)}'s.\n"
+        f"Worst share of rule: held-out score as a share of the rule's, of the worst of so many seeds.\n"
         f"The guide's way is timed over {plan.guide_steps:,} steps and scaled; the run that was scored took "
         f"{whole.seconds:.0f} s for {whole.steps:,}."
     )

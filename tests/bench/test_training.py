@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
+import torch
 
 from bench import arena, bound, guide, ours, scalar, stable
 from layer3.agent.environment import TradingEnvironment
 from layer3.agent.ppo import PPOConfig
 from tests.agent.worlds import make_bars
+
+
+@pytest.fixture
+def own_threads() -> Iterator[None]:
+    """The peers set torch's threads, in a process of their own."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -56,6 +67,7 @@ def test_rates_are_measured_for_both_libraries():
     assert min(measured.values()) > 0.0
 
 
+@pytest.mark.usefixtures("own_threads")
 @pytest.mark.parametrize(
     ("trainer", "arguments", "steps"),
     [
