@@ -46,7 +46,7 @@ def train(
     live = os.environ.get("HIMARI_PROGRESS") == "1"
     names = [f"seed-{number}" for number in range(seed, seed + members)]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    needed = memory_needed(members, PPOConfig(steps=steps), int(features.metadata["rows"]), os.cpu_count() or 1)
+    needed = memory_needed(members, PPOConfig(steps=steps), int(features.metadata["rows"]), device, os.cpu_count() or 1)
     print(f"Training {members} x {steps:,} steps on {device}, about {needed / 2**20:.0f} MiB besides torch", flush=True)
     log = TrainingLog(names, EnvironmentConfig().episode_steps, lambda line: print(line, flush=True))
     with EventLog(place(events), names) as written:

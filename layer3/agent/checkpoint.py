@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from layer3 import contract, storage
 from layer3.agent.bars import Bars
-from layer3.errors import ContractError, TrainingError
+from layer3.errors import ContractError, SourceError, TrainingError
 
 if TYPE_CHECKING:
     from layer3.agent.population import Settings
@@ -71,6 +71,8 @@ class Checkpoint:
         content = safetensors.numpy.save(solid, metadata={"himari": json.dumps(header)})
         try:
             storage.write_bytes(self._address, content)
+        except SourceError as error:
+            raise TrainingError(f"{error}; run again to go on, {self.describe()}") from error
         except OSError as error:
             remedy = "free some space" if error.errno == errno.ENOSPC else "check the folder"
             raise TrainingError(

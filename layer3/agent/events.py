@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
-from layer3.errors import ConfigurationError
+from layer3.errors import ConfigurationError, TrainingError
 
 if TYPE_CHECKING:
     from layer3.agent.population import Report
@@ -47,16 +47,27 @@ class EventLog:
         self._files: dict[int, BinaryIO] = {}
 
     def __call__(self, report: Report) -> None:
-        """Write the figures of every policy in ``report``."""
-        for policy, progress in zip(report.policies, report.figures, strict=True):
-            if policy not in self._files:
-                self._open(policy, progress.steps)
-            values = [
-                {"tag": field.name, "simple_value": getattr(progress, field.name)}
-                for field in fields(progress)
-                if field.name not in _NOT_A_CURVE
-            ]
-            self._write(policy, step=progress.steps, summary={"value": values})
+        """Write the figures of every policy in ``report``.
+
+        Raises
+        ------
+        TrainingError : the disk is full or cannot be written
+        """
+        try:
+            for policy, progress in zip(report.policies, report.figures, strict=True):
+                if policy not in self._files:
+                    self._open(policy, progress.steps)
+                values = [
+                    {"tag": field.name, "simple_value": getattr(progress, field.name)}
+                    for field in fields(progress)
+                    if field.name not in _NOT_A_CURVE
+                ]
+                self._write(policy, step=progress.steps, summary={"value": values})
+        except OSError as error:
+            raise TrainingError(
+                f"cannot write the training's events below {self._folder}: {error.strerror}: make room or check the "
+                "folder, and run again; the training goes on from its last checkpoint"
+            ) from error
 
     def close(self) -> None:
         for file in self._files.values():

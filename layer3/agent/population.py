@@ -1,10 +1,10 @@
-"""Many policies trained at once: every (setting, fold, seed), the same numbers as each trained alone.
+"""Many policies trained at once: every (fold, seed) of a setting, the same numbers as each trained alone.
 
-Policies of equal settings form a population. Between two updates they walk their windows together;
-then each makes its update on its own rollout. On a CPU the work is handed to ``threads`` workers in
-pieces of a few policies, cut without regard to how many workers there are, so that their number
-changes no bit: first the walk, then the critics' judgement, then actors and critics apart. On a GPU
-there is one piece.
+Policies of equal settings form a population; several settings are trained one after another. Between
+two updates the policies walk their windows together; then each makes its update on its own rollout. On
+a CPU the work is handed to ``threads`` workers in pieces of a few policies, cut without regard to how
+many workers there are, so that their number changes no bit: first the walk, then the critics'
+judgement, then actors and critics apart. On a GPU there is one piece.
 
 Every policy draws from its own generator, always in the same order, so that who else is trained
 changes nothing.
@@ -78,9 +78,13 @@ class Trained:
     curves: tuple[Progress, ...]
 
 
-def memory_needed(policies: int, config: PPOConfig, bars: int, threads: int = 1) -> int:
-    """Bytes that training ``policies`` policies of one setting on ``bars`` bars takes at most, torch itself aside."""
-    chunk = min(policies, _CHUNK)
+def memory_needed(policies: int, config: PPOConfig, bars: int, device: str = "cpu", threads: int = 1) -> int:
+    """Bytes that training ``policies`` policies of one setting on ``bars`` bars takes at most, torch itself aside.
+
+    On a GPU all policies are one piece of work, on a CPU ``threads`` pieces of a few are under way at once.
+    """
+    size = _CHUNK if device == "cpu" else policies
+    chunk, threads = min(policies, size), threads if device == "cpu" else 1
     weights = weights_size(config.hidden, 2) + weights_size(config.hidden, 1)
     number, long = 4, 8
     samples = config.samples * (number * (contract.STATE_DIM + 6) + long * (3 + 2 * config.epochs))
@@ -91,7 +95,7 @@ def memory_needed(policies: int, config: PPOConfig, bars: int, threads: int = 1)
     working = chunk * config.batch * number * (8 * config.hidden + 6 * contract.STATE_DIM)
     exploring = chunk * EXPLORATION * config.environments * 3 * long
     # What the allocator keeps between.
-    return int(1.25 * (policies * own + -(-policies // _CHUNK) * market + threads * (working + exploring)))
+    return int(1.25 * (policies * own + -(-policies // size) * market + threads * (working + exploring)))
 
 
 def train(
@@ -166,7 +170,7 @@ class _Population:
         workers: int,
     ) -> None:
         config, count = settings.ppo, len(members)
-        _check_memory(memory_needed(count, config, len(bars), workers), count, device)
+        _check_memory(memory_needed(count, config, len(bars), device.type, workers), count, device)
         self._members, self._settings, self._pool = members, settings, pool
         self._per_year = math.sqrt(_YEAR_SECONDS / bars.interval_seconds)
         self.update = 0

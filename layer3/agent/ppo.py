@@ -180,7 +180,10 @@ def bounded_log_sd(raw: Tensor) -> Tensor:
     return raw.clamp(LOG_SD_LOW, LOG_SD_HIGH)
 
 
-_NODES: Final = np.polynomial.hermite_e.hermegauss(8)
+_NODES: Final = np.polynomial.hermite_e.hermegauss(16)
+#: Products of fewer rows are summed in another order for one policy than for several, and a policy would not be
+#: the one that is trained alone.
+_FEWEST_ROWS: Final = 64
 
 
 def _quadrature(like: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,7 +194,7 @@ def _quadrature(like: Tensor) -> tuple[Tensor, Tensor]:
 def entropy(mean: Tensor, log_sd: Tensor) -> Tensor:
     """Differential entropy of ``2 sigmoid(u)`` on [0, 2], in nats.
 
-    ``H(u) + E log |d action / d u|``, the expectation by Gauss-Hermite quadrature with 8 nodes.
+    ``H(u) + E log |d action / d u|``, the expectation by Gauss-Hermite quadrature with 16 nodes.
     """
     nodes, weights = _quadrature(mean)
     u = mean.unsqueeze(-1) + torch.exp(log_sd).unsqueeze(-1) * nodes
@@ -227,8 +230,11 @@ def generalised_advantages(
 
 def values_of(critic: Network, weights: Tensor, states: Tensor, batch: int) -> Tensor:
     """The critic's values (C, m) of ``states`` (C, m, 16), at most ``batch`` rows at a time."""
+    count = states.shape[1]
+    if count < _FEWEST_ROWS:
+        states = torch.nn.functional.pad(states, (0, 0, 0, _FEWEST_ROWS - count))
     pieces = [critic.forward(weights, piece)[..., 0] for piece in states.split(batch, dim=1)]
-    return torch.cat(pieces, dim=1)
+    return torch.cat(pieces, dim=1)[:, :count]
 
 
 def advantages_of(

@@ -136,7 +136,7 @@ class Team:
                 multiplier.numpy() if self._on_host else multiplier, self._sent(starts[k].ravel())
             )
             seen.states[mine, k], seen.actions[mine, k] = x, u
-            seen.log_density[mine, k] = -0.5 * noise[:, k].square() - log_sd
+            seen.log_density[mine, k] = ppo.log_density(u, outputs[..., 0], log_sd)
             seen.rewards[mine, k], growth[mine, k] = self._observed(step.reward), self._observed(step.growth)
             seen.terminated[mine, k] = self._observed(step.terminated)
             if step.truncated.any():

@@ -121,7 +121,7 @@ def render_comparison(comparison: Comparison) -> str:
 
 
 def _tried(trials: Mapping[str, int]) -> list[tuple[str, str]]:
-    said = "different trainings on these data are on record in this store: by so many is the next one deflated."
+    said = "different trainings on these data are on record in this store; that is what the next must stand up to."
     return [(name, f"{number:,} {said}") for name, number in trials.items()]
 
 

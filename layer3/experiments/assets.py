@@ -15,10 +15,9 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tqdm import tqdm
-
 from layer3 import storage, trials
 from layer3.agent.bars import concatenate
+from layer3.agent.log import shown
 from layer3.backtest.comparison import render_comparison
 from layer3.backtest.holdout import decider
 from layer3.errors import HimariError
@@ -79,7 +78,8 @@ def _compare(options: argparse.Namespace) -> None:
     sets = f"{len(experiment.folds)} sets of markets x {len(seeds)} seeds"
     print(f"{policies} policies: {sets}, {options.steps:,} steps each")
     checkpoint = folder / "checkpoint.safetensors"
-    with tqdm(total=policies * options.steps, unit=" steps", unit_scale=True, leave=False, disable=None) as bar:
+    names = [f"set {number} seed {seed}" for number in range(1, len(experiment.folds) + 1) for seed in seeds]
+    with shown(names, settings.environment.episode_steps) as tell:
         trained = train(
             concatenate(experiment.calendar.bars),
             seeds=seeds,
@@ -87,7 +87,7 @@ def _compare(options: argparse.Namespace) -> None:
             settings=[settings],
             device=compute_device(),
             checkpoint=str(checkpoint),
-            on_progress=lambda report: bar.update(report.steps - bar.n),
+            on_progress=tell,
         )
     answers = iter([decider(policy.tensors) for policy in trained])
     deciders = {fold: [next(answers) for _ in seeds] for fold in experiment.folds}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from layer3.agent.events import EventLog
-from layer3.errors import ConfigurationError
+from layer3.errors import ConfigurationError, TrainingError
 from tests.agent.curves import figures_of, make_curve, make_reports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,3 +93,14 @@ def test_a_name_that_is_no_folders_is_refused(tmp_path, name):
 def test_two_policies_of_one_name_are_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="must differ"):
         EventLog(tmp_path, ["seed-1", "seed-1"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's disk that is always full")
+def test_a_full_disk_ends_in_a_sentence(tmp_path):
+    first, second = make_reports([make_curve(2)])
+    with EventLog(tmp_path, ["seed-1"]) as log:
+        log(first)
+        log._files[0].close()
+        log._files[0] = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115 (the log closes it)
+        with pytest.raises(TrainingError, match=r"events below .*No space left on device.*from its last checkpoint"):
+            log(second)

@@ -114,8 +114,8 @@ def test_where_trading_costs_and_nothing_else_happens_it_hardly_trades() -> None
         bars, HELD_OUT, [rng.uniform(0.0, 2.0, PLANTED), 1.0, *policies], EnvironmentConfig()
     )
     assert random < -0.02 < -0.01 < constant
-    # From what a fresh policy's wavering costs, all but a tenth of the way to holding still.
-    assert min(learned) > constant + 0.1 * (random - constant), (random, constant, learned)
+    # Nothing held costs nothing: at least half of the way there from what multiplier 1 pays.
+    assert min(learned) > 0.5 * constant, (random, constant, learned)
 
 
 @cache

@@ -22,7 +22,7 @@ from layer3.agent.bars import Bars, concatenate
 from layer3.agent.environment import EnvironmentConfig
 from layer3.agent.networks import Network
 from layer3.agent.policy import Policy, stack
-from layer3.agent.population import Report, Settings, Trained, train
+from layer3.agent.population import Report, Settings, Trained, memory_needed, train
 from layer3.agent.ppo import PPOConfig
 from layer3.errors import ConfigurationError, ContractError, TrainingError
 from tests.agent.worlds import make_bars, trend
@@ -64,6 +64,19 @@ def test_every_policy_of_a_population_is_the_one_trained_alone(bars: Bars) -> No
         assert differences(member, alone) <= 1e-5
         np.testing.assert_array_equal(member.tensors["mean"], alone.tensors["mean"])
     assert len({member.tensors["w1"].tobytes() for member in together}) == 6
+
+
+def test_a_policy_of_a_population_is_the_one_trained_alone_to_the_end(bars: Bars) -> None:
+    """Rounding that differed once would have grown to another policy after so many updates."""
+    settings = [Settings(PPOConfig(steps=100 * 2_048))]
+    together = train(bars, seeds=[1, 2, 3], folds=[WINDOW], settings=settings)
+    (alone,) = train(bars, seeds=[2], folds=[WINDOW], settings=settings)
+    assert differences(together[1], alone) <= 1e-5
+
+
+def test_a_gpu_is_asked_for_all_policies_at_once() -> None:
+    config = PPOConfig()
+    assert memory_needed(128, config, 20_000, "cuda") > memory_needed(128, config, 20_000, "cpu", 2)
 
 
 def test_settings_train_one_after_another_and_come_outermost(bars: Bars) -> None:
@@ -387,7 +400,7 @@ def run(policies):
 run(1)
 before = peak()
 run(80)
-print(peak() - before, memory_needed(80, config, len(bars), 2))
+print(peak() - before, memory_needed(80, config, len(bars), threads=2))
 """
 
 

@@ -142,7 +142,7 @@ def test_the_density_is_the_normal_ones_up_to_its_constant(mean: float, log_sd: 
 
 
 @settings(deadline=None, max_examples=50)
-@given(mean=st.floats(-4.0, 4.0), log_sd=st.floats(LOG_SD_LOW, 1.0))
+@given(mean=st.floats(-4.0, 4.0), log_sd=st.floats(LOG_SD_LOW, LOG_SD_HIGH))
 def test_the_entropy_is_that_of_the_multiplier(mean: float, log_sd: float) -> None:
     sd = math.exp(log_sd)
 
@@ -154,8 +154,8 @@ def test_the_entropy_is_that_of_the_multiplier(mean: float, log_sd: float) -> No
 
     exact, _ = scipy.integrate.quad(surprise, mean - 10.0 * sd, mean + 10.0 * sd, limit=200)
     ours = entropy(torch.tensor(mean, dtype=torch.float64), torch.tensor(log_sd, dtype=torch.float64))
-    assert float(ours) == pytest.approx(exact, abs=0.01)
-    assert float(ours) <= math.log(2.0) + 0.01
+    assert float(ours) == pytest.approx(exact, abs=0.02)
+    assert float(ours) <= math.log(2.0) + 0.02
 
 
 @settings(deadline=None, max_examples=60)
@@ -185,7 +185,7 @@ def test_the_actors_slope_is_autograds(
     log_sd = leaf[..., 1] + (leaf[..., 1].clamp(LOG_SD_LOW, LOG_SD_HIGH) - leaf[..., 1]).detach()
     normal = torch.distributions.Normal(leaf[..., 0], log_sd.exp())
     ratio = (normal.log_prob(actions) + 0.5 * math.log(2.0 * math.pi) - old).exp()
-    assume(float(ratio.detach().max()) < 1e6)
+    assume(1e-6 < float(ratio.detach().min()) <= float(ratio.detach().max()) < 1e6)
     surrogate = torch.min(ratio * advantages, ratio.clamp(1.0 - clip, 1.0 + clip) * advantages)
     loss = -surrogate.mean(1) - weight * entropy(leaf[..., 0], log_sd).mean(1)
     loss.sum().backward()
