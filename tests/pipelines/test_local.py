@@ -21,6 +21,7 @@ from kfp.local.orchestrator import task_executor
 import compile as compiler
 from layer3.agent.policy import load_policy
 from layer3.errors import ConfigurationError, PipelineError
+from layer3.market.simulator import MarketSpec, simulate
 from layer3.version import source_sha256
 from pipelines import local, observe, trace
 from pipelines.observe import Watcher, observed
@@ -294,7 +295,7 @@ def test_a_file_that_breaks_a_rule_is_refused_before_a_run_begins(tmp_path, spec
 
 
 def test_a_file_too_short_to_split_is_refused_before_a_run_begins(tmp_path, spec, capsys):
-    candles = pd.read_csv(REAL).head(3_000)
+    candles = simulate(MarketSpec(bars=3_000))
     path = tmp_path / "short.csv"
     candles.to_csv(path, index=False)
     arguments = ["--store", str(tmp_path / "store"), "--spec", str(spec), "--data", str(path), "--symbol", "BTC-USDT"]
