@@ -33,7 +33,8 @@ class Bars:
     ``signal_side`` of layer 2's action and ``direction`` of the chain (0 where it takes no side,
     e.g. shorts are off), both -1, 0, +1; ``confidence`` in [0, 1]; ``tier`` 1..4; ``base_fraction``
     in [0, 0.5]; ``cascade_risk`` in [0, 1]; ``return_1h``, ``return_4h`` and daily ``volatility``
-    as fractions. Everything at index t is known at the close of bar t.
+    as fractions; ``funding_rate`` what a long pays a short per 8 hours, as a fraction of the position,
+    0 where the feed is missing. Everything at index t is known at the close of bar t.
     """
 
     timestamp: NDArray[np.int64]
@@ -48,6 +49,7 @@ class Bars:
     return_1h: NDArray[np.float64]
     return_4h: NDArray[np.float64]
     volatility: NDArray[np.float64]
+    funding_rate: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.timestamp)
@@ -84,6 +86,7 @@ def prepare(
         tier=history.tier,
         base_fraction=history.base_fraction,
         cascade_risk=history.cascade_risk,
+        funding_rate=np.nan_to_num(signals.frame["funding_rate"].to_numpy(np.float64)),
         **features._asdict(),
     )
     return bars, signals.source

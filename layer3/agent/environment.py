@@ -2,8 +2,9 @@
 
 At the close of bar *t* the policy sees the state and names a multiplier; the exposure
 ``direction x base fraction x multiplier``, clipped to the cap, is traded at the open of *t + 1*
-and earns until the open of *t + 2*. Everything that does not depend on the policy is in
-:class:`layer3.agent.bars.Bars`; money is :class:`layer3.ledger.Ledger`'s.
+and earns until the open of *t + 2*, less the funding of bar *t + 1* where the history has such a feed.
+Everything that does not depend on the policy is in :class:`layer3.agent.bars.Bars`; money is
+:class:`layer3.ledger.Ledger`'s.
 
 The reward prices risk in absolute terms, in units of 1 % of equity:
 
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,10 +33,12 @@ from layer3.agent.bars import Bars
 from layer3.errors import ConfigurationError, TrainingError
 from layer3.ledger import Costs, Fill, Ledger
 
-__all__ = ["Account", "EnvironmentConfig", "Step", "TradingEnvironment", "episode_starts"]
+__all__ = ["Account", "EnvironmentConfig", "Move", "Step", "TradingEnvironment", "episode_starts"]
 
 #: Smallest ratio of equity over one bar that counts; at or below it the account is ruined.
 _RUIN: Final = 1e-9
+#: Funding rates are quoted per 8 hours.
+_FUNDING_SECONDS: Final = 8 * 3_600
 #: What the next step depends on, besides the ledger, the ages and the clock.
 _CURSOR: Final = ("_at", "_squares", "_square_sum")
 
@@ -88,6 +91,19 @@ class Step:
     final_states: Any
 
 
+class Move(NamedTuple):
+    """What one bar did to n accounts, each (n,).
+
+    ``funding`` paid (negative: received) in currency, ``None`` where the history has no such feed; ``growth`` log
+    growth of equity to the next open; ``ruined`` whether less than a sliver of it was left.
+    """
+
+    fill: Fill
+    funding: Any
+    growth: Any
+    ruined: Any
+
+
 class Account:
     """n accounts walking over one history: the common core of training and judging.
 
@@ -116,6 +132,9 @@ class Account:
         self.close = xp.asarray(bars.close.copy(), device=device)
         self.base = xp.asarray(bars.direction * bars.base_fraction, device=device)
         """(bars,): signed exposure of multiplier 1."""
+        per_bar = bars.funding_rate * (bars.interval_seconds / _FUNDING_SECONDS)
+        # Most files have no such feed, and a step without it is faster.
+        self._funding = xp.asarray(per_bar, device=device) if per_bar.any() else None
 
     def observe(self, at: Any) -> Any:
         """States (n, 16) float32 at the close of bars ``at`` (n,)."""
@@ -131,14 +150,18 @@ class Account:
         clip, cap = self._xp.clip, self._config.max_exposure
         return clip(self.base[at] * clip(multiplier, contract.MULTIPLIER_LOW, contract.MULTIPLIER_HIGH), -cap, cap)
 
-    def trade(self, at: Any, exposure: Any) -> tuple[Fill, Any, Any]:
-        """Trade to ``exposure`` at the open after bars ``at``: the fill, log growth to the next open, ruined; (n,)."""
+    def trade(self, at: Any, exposure: Any) -> Move:
+        """Trade to ``exposure`` at the open after bars ``at`` and hold it to the next open, funding paid."""
         price, later = self.open[at + 1], self.open[at + 2]
         before = self.ledger.equity(price)
         fill = self.ledger.rebalance(exposure, price)
+        funding = None
+        if self._funding is not None:
+            funding = self.ledger.units * price * self._funding[at + 1]
+            self.ledger.cash = self.ledger.cash - funding
         ratio = self.ledger.equity(later) / before
         # An account that lost everything in one bar keeps a finite, very bad, record.
-        return fill, self._xp.log(self._xp.clip(ratio, _RUIN, None)), ~(ratio > _RUIN)
+        return Move(fill, funding, self._xp.log(self._xp.clip(ratio, _RUIN, None)), ~(ratio > _RUIN))
 
 
 def episode_starts(windows: Sequence[range], config: EnvironmentConfig) -> NDArray[np.intp]:
@@ -196,7 +219,8 @@ class TradingEnvironment:
         """Apply multipliers (n,) in [0, 2]; windows that end here begin again at bars ``starts`` (n,)."""
         xp, config, account = self._xp, self._config, self._account
         baseline = self._baseline[self._at]
-        _, growth, terminated = account.trade(self._at, account.target(self._at, multiplier))
+        move = account.trade(self._at, account.target(self._at, multiplier))
+        growth, terminated = move.growth, move.ruined
         slot = self._clock % config.reward_window
         square = growth * growth
         # A sum that is carried along may end a hair below zero.

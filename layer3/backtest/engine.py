@@ -40,7 +40,7 @@ def run(
     account = Account(bars, n, config)
     equity = np.full((steps + 1, n), config.capital)
     exposure, multiplier = np.zeros((steps, n)), np.zeros((steps, n))
-    turnover, cost = np.zeros((steps, n)), np.zeros((steps, n))
+    turnover, cost, funding = (np.zeros((steps, n)) for _ in range(3))
     trades: list[list[float]] = [[] for _ in range(n)]
     deciders = list(strategies.values())
     at = np.empty(n, dtype=np.intp)
@@ -52,20 +52,30 @@ def run(
             name = list(strategies)[int(np.argmin(np.isfinite(multiplier[t])))]
             raise EvaluationError(f"{name} answered no finite multiplier at bar {bar}: check the data and the policy")
         exposure[t] = account.target(at, multiplier[t])
-        fill, _, _ = account.trade(at, exposure[t])
+        fill, paid, _, _ = account.trade(at, exposure[t])
         turnover[t] = fill.notional / equity[t]
         cost[t] = fill.cost
+        if paid is not None:
+            funding[t] = paid
         equity[t + 1] = account.ledger.equity(bars.open[bar + 2])
         for row in np.flatnonzero(fill.closed):
             trades[row].append(float(fill.trade_return[row]))
     return {
-        name: Track(equity[:, i], exposure[:, i], multiplier[:, i], turnover[:, i], cost[:, i], np.array(trades[i]))
+        name: Track(
+            equity[:, i],
+            exposure[:, i],
+            multiplier[:, i],
+            turnover[:, i],
+            cost[:, i],
+            funding[:, i],
+            np.array(trades[i]),
+        )
         for i, name in enumerate(strategies)
     }
 
 
 def run_buy_and_hold(bars: Bars, window: range, config: EnvironmentConfig | None = None) -> Track:
-    """All capital into the asset at the first open, held to the end; it knows no position cap."""
+    """All capital into the asset at the first open, held to the end: the asset itself, without funding or cap."""
     config = config or EnvironmentConfig()
     steps = len(window) - 2
     opens = bars.open[window.start + 1 : window.stop]
@@ -74,7 +84,7 @@ def run_buy_and_hold(bars: Bars, window: range, config: EnvironmentConfig | None
     equity = np.concatenate(([config.capital], ledger.cash + ledger.units * opens[1:]))
     turnover, cost = np.zeros(steps), np.zeros(steps)
     turnover[0], cost[0] = fill.notional[0] / config.capital, fill.cost[0]
-    return Track(equity, ledger.exposure(opens[:-1]), np.ones(steps), turnover, cost, np.empty(0))
+    return Track(equity, ledger.exposure(opens[:-1]), np.ones(steps), turnover, cost, np.zeros(steps), np.empty(0))
 
 
 def evaluate(

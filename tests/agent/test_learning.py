@@ -38,7 +38,7 @@ def scores(bars: Bars, window: range, multipliers: Sequence[object], config: Env
         at = np.full(n, bar)
         states = account.observe(at)
         chosen = np.array([_answer(who, state, bar) for who, state in zip(multipliers, states, strict=True)])
-        _, growth[t], _ = account.trade(at, account.target(at, chosen))
+        growth[t] = account.trade(at, account.target(at, chosen)).growth
     squares = np.cumsum(np.concatenate((np.zeros((config.reward_window, n)), growth**2)), axis=0)
     recent = (squares[config.reward_window :] - squares[: -config.reward_window]) / config.reward_window
     return np.asarray(100.0 * (growth - config.risk_aversion / 2.0 * recent).mean(axis=0))

@@ -41,6 +41,7 @@ def make_bars(n: int, seed: int = 1, **columns: Any) -> Bars:
         "return_1h": 0.01 * rng.standard_normal(n),
         "return_4h": 0.02 * rng.standard_normal(n),
         "volatility": rng.uniform(0.01, 0.09, n),
+        "funding_rate": np.zeros(n),
     }
     return Bars(**(made | columns))
 

@@ -35,7 +35,13 @@ def make_evaluation(bars: int = 2_000, start: str = "2023-03-10", seed: int = 1,
         turnover = np.abs(np.diff(exposure, prepend=0))
         equity = 1e5 * np.cumprod(np.r_[1.0, 1.0 + exposure * returns - turnover * 0.0015])
         tracks[name] = Track(
-            equity, exposure, sizes, turnover, turnover * 0.0015 * equity[:-1], rng.normal(0, 0.01, 80)
+            equity,
+            exposure,
+            sizes,
+            turnover,
+            turnover * 0.0015 * equity[:-1],
+            np.zeros(bars),
+            rng.normal(0, 0.01, 80),
         )
     metrics = {
         name: {

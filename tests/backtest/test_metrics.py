@@ -29,7 +29,7 @@ def equity_of(returns: Floats) -> Floats:
 
 def make_track(returns: Floats, **columns: Floats) -> Track:
     n = len(returns)
-    fixed = {name: np.zeros(n) for name in ("exposure", "turnover", "cost")}
+    fixed = {name: np.zeros(n) for name in ("exposure", "turnover", "cost", "funding")}
     return Track(**({"equity": equity_of(returns), "multiplier": np.ones(n), "trades": np.empty(0), **fixed} | columns))
 
 
@@ -110,6 +110,7 @@ def test_a_table_by_hand() -> None:
         multiplier=np.ones(3),
         turnover=np.array([0.5, 0.75, 0.25]),
         cost=np.array([0.1, 0.2, 0.3]),
+        funding=np.zeros(3),
         trades=np.array([0.1, -0.1, 0.0, 0.2]),
     )
     got = metrics.summarise(track, 86_400)
