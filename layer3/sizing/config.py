@@ -6,16 +6,12 @@ a decision: each dataclass checks itself when it is built, and the loader refuse
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
 
-from layer3 import contract
-from layer3.errors import ConfigurationError
+from layer3 import contract, settings
+from layer3.settings import true_or_false, within
 
 __all__ = [
     "CascadeConfig",
@@ -31,34 +27,7 @@ __all__ = [
 ]
 
 _INF = math.inf
-_T = TypeVar("_T")
-
-
-def _within(
-    config: object,
-    name: str,
-    low: float,
-    high: float,
-    *,
-    open_low: bool = False,
-    open_high: bool = False,
-    whole: bool = False,
-) -> None:
-    """Raise unless the field is a finite number (an integer where ``whole``) between ``low`` and ``high``."""
-    value = getattr(config, name)
-    if (
-        isinstance(value, int if whole else int | float)
-        and not isinstance(value, bool)
-        and -_INF < value < _INF
-        and (low < value if open_low else low <= value)
-        and (value < high if open_high else value <= high)
-    ):
-        return
-    left, right = "(" if open_low else "[", ")" if open_high or high == _INF else "]"
-    kind = "a whole number" if whole else "a number"
-    raise ConfigurationError(
-        f"{type(config).__name__}.{name} is {value!r}; it must be {kind} in {left}{low:g}, {high:g}{right}"
-    )
+_WHAT = "the sizing configuration"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +59,16 @@ class KellyConfig:
 
     def __post_init__(self) -> None:
         for name in ("prior_alpha", "prior_beta", "horizon_hours"):
-            _within(self, name, 0.0, _INF, open_low=True)
+            within(self, name, 0.0, _INF, open_low=True)
         for name in ("signal_weight", "min_win_probability", "risk_weight"):
-            _within(self, name, 0.0, 1.0)
-        _within(self, "prior_mean_return", -1.0, 10.0)
-        _within(self, "prior_sd_return", 0.0, 10.0)
-        _within(self, "min_edge", 0.0, 10.0)
-        _within(self, "kelly_share", 0.0, 1.0, open_low=True)
-        _within(self, "max_fraction", 0.0, contract.MAX_EXPOSURE, open_low=True)
-        _within(self, "min_daily_volatility", 0.0, 5.0, open_low=True)
-        _within(self, "default_daily_volatility", self.min_daily_volatility, 5.0)
+            within(self, name, 0.0, 1.0)
+        within(self, "prior_mean_return", -1.0, 10.0)
+        within(self, "prior_sd_return", 0.0, 10.0)
+        within(self, "min_edge", 0.0, 10.0)
+        within(self, "kelly_share", 0.0, 1.0, open_low=True)
+        within(self, "max_fraction", 0.0, contract.MAX_EXPOSURE, open_low=True)
+        within(self, "min_daily_volatility", 0.0, 5.0, open_low=True)
+        within(self, "default_daily_volatility", self.min_daily_volatility, 5.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +83,11 @@ class ConformalConfig:
     min_residuals: int = 20
 
     def __post_init__(self) -> None:
-        _within(self, "coverage", 0.0, 1.0, open_low=True, open_high=True)
+        within(self, "coverage", 0.0, 1.0, open_low=True, open_high=True)
         # Below this many residuals the (1 + 1/n)-corrected rank exceeds n and the quantile is infinite.
         needed = math.ceil(self.coverage / (1.0 - self.coverage) - 1e-9)
-        _within(self, "min_residuals", needed, _INF, whole=True)
-        _within(self, "window", self.min_residuals, _INF, whole=True)
+        within(self, "min_residuals", needed, _INF, whole=True)
+        within(self, "window", self.min_residuals, _INF, whole=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +101,9 @@ class SentimentConfig:
     neutral_high: float = 0.6
 
     def __post_init__(self) -> None:
-        _within(self, "weight", 0.0, 1.0, open_high=True)
-        _within(self, "neutral_low", 0.0, 1.0)
-        _within(self, "neutral_high", self.neutral_low, 1.0)
+        within(self, "weight", 0.0, 1.0, open_high=True)
+        within(self, "neutral_low", 0.0, 1.0)
+        within(self, "neutral_high", self.neutral_low, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +120,8 @@ class RegimeConfig:
 
     def __post_init__(self) -> None:
         for name in ("trending_up", "trending_down", "ranging", "high_volatility", "crisis"):
-            _within(self, name, 0.0, 2.0)
-        _within(self, "confirmations", 1, _INF, whole=True)
+            within(self, name, 0.0, 2.0)
+        within(self, "confirmations", 1, _INF, whole=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +137,10 @@ class ComponentConfig:
     weight: float
 
     def __post_init__(self) -> None:
-        _within(self, "normal", 0.0, _INF)
-        _within(self, "trigger", self.normal, _INF, open_low=True)
-        _within(self, "extreme", self.trigger, _INF, open_low=True)
-        _within(self, "weight", 0.0, 1.0, open_low=True)
+        within(self, "normal", 0.0, _INF)
+        within(self, "trigger", self.normal, _INF, open_low=True)
+        within(self, "extreme", self.trigger, _INF, open_low=True)
+        within(self, "weight", 0.0, 1.0, open_low=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,13 +169,13 @@ class CascadeConfig:
     reduce_75_factor: float = 0.25
 
     def __post_init__(self) -> None:
-        _within(self, "saturation", 1.0, _INF, open_low=True)
-        _within(self, "reduce_50_above", 0.0, 1.0)
-        _within(self, "reduce_75_above", self.reduce_50_above, 1.0)
+        within(self, "saturation", 1.0, _INF, open_low=True)
+        within(self, "reduce_50_above", 0.0, 1.0)
+        within(self, "reduce_75_above", self.reduce_50_above, 1.0)
         # At 1.0 no risk would be above it: the EXIT level must be reachable.
-        _within(self, "exit_above", self.reduce_75_above, 1.0, open_high=True)
-        _within(self, "reduce_50_factor", 0.0, 1.0)
-        _within(self, "reduce_75_factor", 0.0, self.reduce_50_factor)
+        within(self, "exit_above", self.reduce_75_above, 1.0, open_high=True)
+        within(self, "reduce_50_factor", 0.0, 1.0)
+        within(self, "reduce_75_factor", 0.0, self.reduce_50_factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,9 +193,8 @@ class ChainConfig:
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.allow_shorts, bool):
-            raise ConfigurationError(f"ChainConfig.allow_shorts is {self.allow_shorts!r}; it must be true or false")
-        _within(self, "max_exposure", 0.0, contract.MAX_EXPOSURE, open_low=True)
+        true_or_false(self, "allow_shorts")
+        within(self, "max_exposure", 0.0, contract.MAX_EXPOSURE, open_low=True)
 
 
 def load_chain_config(path: Path) -> ChainConfig:
@@ -236,69 +204,14 @@ def load_chain_config(path: Path) -> ChainConfig:
     ------
     ConfigurationError : no such file, or as :func:`parse_chain_config`
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"cannot read the sizing configuration {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path} is not YAML: {error}") from error
-    return parse_chain_config(text, str(path))
+    return settings.load(ChainConfig(), path, _WHAT)
 
 
 def chain_config_text(path: Path | None) -> str:
-    """The file's text, checked, so that the record of what it led to holds the settings themselves; "" for none."""
-    if path is None:
-        return ""
-    load_chain_config(path)
-    return path.read_text(encoding="utf-8")
+    """The file's text, checked (:func:`layer3.settings.text_of`); "" for none."""
+    return settings.text_of(ChainConfig(), path, _WHAT)
 
 
 def parse_chain_config(text: str, origin: str) -> ChainConfig:
-    """The configuration that a YAML document gives; what it leaves out keeps its default.
-
-    Raises
-    ------
-    ConfigurationError : not YAML, an unknown key, a wrong type, or a value out of range; ``origin``
-        says where the text came from
-    """
-    try:
-        import yaml  # an extra: only who keeps a configuration file needs it
-    except ImportError as error:
-        raise ConfigurationError(
-            f"{origin} needs PyYAML to be read, which is not installed: pip install pyyaml"
-        ) from error
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{origin} is not YAML: {' '.join(str(error).split())}") from error
-    try:
-        return _build(ChainConfig(), {} if document is None else document, "")
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{origin}: {error}") from error
-
-
-def _build(default: _T, values: object, where: str) -> _T:
-    """``default`` with ``values`` put over it, recursively; ``where`` is the dotted path for messages."""
-    if not isinstance(values, Mapping):
-        raise ConfigurationError(f"{where or 'the document'} is {values!r}; it must be a mapping of keys to values")
-    names = [f.name for f in dataclasses.fields(default)]  # type: ignore[arg-type]
-    hints = get_type_hints(type(default))
-    changes: dict[str, Any] = {}
-    for key, value in values.items():
-        path = f"{where}.{key}" if where else str(key)
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(names)}"
-            raise ConfigurationError(f"unknown key {path!r}; {hint}")
-        if dataclasses.is_dataclass(hints[key]):
-            changes[key] = _build(getattr(default, key), value, path)
-        elif isinstance(value, str) and hints[key] is not bool:
-            raise ConfigurationError(
-                f"{path} is the text {value!r}; it must be a number, unquoted (YAML reads 1e9 as text: write 1.0e+9)"
-            )
-        else:
-            changes[key] = value
-    try:
-        return dataclasses.replace(default, **changes)  # type: ignore[type-var]
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{where}: {error}" if where else str(error)) from error
+    """The configuration that a YAML document gives, as :func:`layer3.settings.parse` says."""
+    return settings.parse(ChainConfig(), text, origin)
