@@ -72,8 +72,9 @@ def test_buy_and_hold_equals_the_direct_formula() -> None:
     np.testing.assert_allclose(track.equity[1:], units * opens[1:], rtol=1e-12)
     np.testing.assert_allclose(track.exposure, np.ones(278), rtol=1e-12)
     assert track.cost[0] == pytest.approx(100_000.0 - units * opens[0])
-    assert track.cost[1:].sum() == track.turnover[1:].sum() == 0.0
-    assert [len(getattr(track, name)) for name in FIELDS] == [279, 278, 278, 278, 278, 0]
+    assert track.cost[1:].sum() == track.turnover[1:].sum() == track.funding.sum() == 0.0
+    lengths = {"equity": 279, "exposure": 278, "multiplier": 278, "turnover": 278, "cost": 278, "funding": 278}
+    assert {name: len(getattr(track, name)) for name in FIELDS} == {**lengths, "trades": 0}
 
 
 def test_flat_stays_at_its_capital() -> None:
@@ -93,6 +94,21 @@ def test_a_window_of_w_bars_holds_w_less_two_decisions() -> None:
             run(bars, range(20, 20 + w), {"x": constant(1.0)})
 
 
+def test_funding_is_paid_by_longs_and_received_by_shorts() -> None:
+    prices, rates = np.full(100, 50.0), np.zeros(100)
+    rates[[10, 20]] = 0.0008, -0.0016
+    free = EnvironmentConfig(costs=Costs(0.0, 0.0), capital=1_000.0)
+    for side in (1, -1):
+        bars = trend(prices, direction=np.full(100, side, dtype=np.int8), funding_rate=rates)
+        track = run(bars, range(100), {"x": constant(2.0)}, free)["x"]
+        assert np.flatnonzero(track.funding).tolist() == [9, 19], "decided at bar 9, held from the open of bar 10"
+        # An eighth of eight hours' rate on a fifth of the capital, and of what was left of it.
+        first = side * 1_000.0 * 0.2 * 0.0001
+        second = side * (1_000.0 - first) * 0.2 * -0.0002
+        np.testing.assert_allclose(track.funding[[9, 19]], [first, second], rtol=1e-12)
+        assert track.equity[-1] == pytest.approx(1_000.0 - first - second, rel=1e-12)
+
+
 def test_a_shorter_window_gives_the_same_beginning() -> None:
     bars = make_bars(400)
     policy = Policy(make_tensors(), {})
@@ -101,7 +117,7 @@ def test_a_shorter_window_gives_the_same_beginning() -> None:
     part = run(bars, range(30, 170), strategies)
     for name in strategies:
         assert part[name].equity.tolist() == whole[name].equity[:139].tolist()
-        for field in ("exposure", "multiplier", "turnover", "cost"):
+        for field in ("exposure", "multiplier", "turnover", "cost", "funding"):
             np.testing.assert_array_equal(getattr(part[name], field), getattr(whole[name], field)[:138])
         np.testing.assert_array_equal(part[name].trades, whole[name].trades[: len(part[name].trades)])
 

@@ -9,7 +9,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from layer3.backtest.record import POLICY, Criterion, Evaluation, Track, Verdict
+from layer3.backtest.record import (
+    POLICY,
+    Attribution,
+    CostLine,
+    Costs,
+    Criterion,
+    Degeneracy,
+    Difference,
+    Evaluation,
+    Evidence,
+    Fold,
+    Interval,
+    Leak,
+    Overfitting,
+    Permutation,
+    Slice,
+    Stability,
+    Superiority,
+    Track,
+    Trust,
+    Verdict,
+    WalkForward,
+)
 from tests.backtest.sheets import make_evaluation
 
 
@@ -50,7 +72,7 @@ def test_a_nan_is_never_written(tmp_path: Path) -> None:
 
 
 def test_a_pickled_array_is_refused(tmp_path: Path) -> None:
-    details = np.frombuffer(b'{"context": {}, "metrics": {}}', dtype=np.uint8)
+    details = np.frombuffer(b'{"context": {}, "metrics": {}, "evidence": {}}', dtype=np.uint8)
     np.savez(tmp_path / "e.npz", timestamps=np.array([{"a": 1}], dtype=object), details=details)
     with pytest.raises(ValueError, match="Object arrays cannot be loaded when allow_pickle=False"):
         Evaluation.load(tmp_path / "e.npz")
@@ -63,4 +85,41 @@ def test_a_verdict_is_plain_data() -> None:
         "criteria": [
             {"name": "sharpe", "value": None, "comparison": ">=", "limit": 1.0, "passed": False, "sentence": "No."}
         ],
+        "override": None,
+        "limits": {},
     }
+
+
+def test_evidence_comes_back_as_it_was(tmp_path: Path) -> None:
+    interval = Interval(None, -0.5, 1.5)
+    trust = Trust(1.0, 0.4, 0.98, 0.9, 90, 0.3, 0.5, None, interval, Interval(0.1, 0.05, 0.2))
+    evidence = Evidence(
+        trust=trust,
+        differences=(Difference("flat", interval, None),),
+        superiority=Superiority(("flat", "kelly_only"), 0.01, 0.02, 0.03),
+        costs=Costs(0.3, 0.1, 0.05, -0.01, 0.16, (CostLine(1.0, None, 0.16), CostLine(4.0, 0.1, None)), None),
+        permutations=(Permutation("blocks", 24, "recomputed", 1.2, (0.1, -0.2), 1 / 3),),
+        leak=Leak(("volatility",), (17, 34), ("volatility at bar 17",)),
+        attribution=(Attribution("off", "constant mean", None, 0.0, 0.0),),
+        degeneracy=Degeneracy(3, 1.0, 0.2, 0.0, 0.1, 5, None, ("a finding",)),
+        stability=Stability((), (Slice("2023-01", 3, None, 0.1),), (), Slice("all", 2, 1.0, 0.1)),
+        walk_forward=WalkForward(
+            "rolling",
+            (1, 2),
+            (Fold(0, "a", "b", "c", "d", (None, 1.0)),),
+            trust,
+            0.1,
+            0.2,
+            None,
+            Overfitting(9, 16, 0.25),
+            (0.1, None),
+            (19_000,),
+            (1.0,),
+            (1.1,),
+        ),
+        champion="20230101-abc",
+        bootstrap_band=((19_000.0,), (0.9,), (1.1,)),
+        problems={"trust": "why not"},
+    )
+    dataclasses.replace(make_evaluation(20), evidence=evidence).save(tmp_path / "e.npz")
+    assert Evaluation.load(tmp_path / "e.npz").evidence == evidence
