@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
 import shutil
 import sys
 import textwrap
@@ -26,9 +25,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from layer3 import contract, storage
-from layer3.agent.policy import Policy, load_policy
-from layer3.errors import ConfigurationError, ContractError, DataError, PolicyError, SourceError
+from layer3 import champion, contract, storage
+from layer3.agent.policy import Policy
+from layer3.errors import ConfigurationError, ContractError, DataError, PolicyError, ReleaseError, SourceError
 from layer3.remote import fetch_multiplier
 from layer3.sizing.chain import Assessment, SizingChain, decide
 from layer3.sizing.config import ChainConfig, load_chain_config
@@ -40,8 +39,6 @@ __all__ = ["API", "FALLBACK", "LOCAL", "Multiplier", "choose_multiplier", "main"
 API: Final = "api"
 LOCAL: Final = "local_model"
 FALLBACK: Final = "fallback_kelly"
-#: A model's folder name; anything else in the channel file could lead out of the store.
-_MODEL_ID: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,30 +72,21 @@ def choose_multiplier(endpoint: str, store: str, state: NDArray[np.float32], tim
         policy = _champion(store)
         values, confidences = policy.act(state)
         return Multiplier(float(values), LOCAL, float(confidences), policy.model_id, tuple(passed_over))
-    except (PolicyError, ContractError) as error:
+    except (PolicyError, ContractError, ReleaseError) as error:
         passed_over.append(f"{LOCAL}: {error}")
     return Multiplier(1.0, FALLBACK, None, None, tuple(passed_over))
 
 
 def _champion(store: str) -> Policy:
-    """The verified policy that the channel of a local store names; a PolicyError says why there is none."""
+    """The verified policy that the channel of a local store names; a PolicyError where nothing was released yet."""
     if storage.is_remote(store):
         raise PolicyError(f"{store} is no local folder: ask the served champion, or name a copy of the store")
-    channel = Path(store, "channels", "production.json")
     try:
-        document = json.loads(channel.read_bytes())
-    except FileNotFoundError as error:
-        raise PolicyError(f"no champion yet: {channel} does not exist") from error
+        policy = champion.load(store)
     except OSError as error:
-        raise PolicyError(f"cannot read {channel}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise PolicyError(f"{channel} is not JSON: {error}") from error
-    model_id = document.get("model_id") if isinstance(document, dict) else None
-    if not isinstance(model_id, str) or not _MODEL_ID.fullmatch(model_id):
-        raise PolicyError(f"{channel}: model_id is {model_id!r}, expected a model's name")
-    policy = load_policy(Path(store, "models", model_id))
-    if policy.manifest["policy_sha256"] != document.get("policy_sha256"):
-        raise PolicyError(f"models/{model_id} is not the policy that {channel} names: release it again")
+        raise PolicyError(f"cannot read the champion of {store}: {error.strerror}: {error.filename}") from error
+    if policy is None:
+        raise PolicyError(f"no champion yet: {storage.join(store, *champion.CHANNEL)} does not exist")
     return policy
 
 

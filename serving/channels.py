@@ -1,6 +1,4 @@
-"""Which model serves: ``channels/production.json`` in a store, switched by one atomic write.
-
-The file names the champion, the one before it, and what happened (newest first, bounded).
+"""Switching which model serves: one atomic write of a store's channel file (:mod:`layer3.champion`).
 
 A rollback exchanges the two: the model it leaves becomes ``previous``, so that a second rollback
 returns to it. Rolling back twice changes nothing but the history, and no rollback ever walks
@@ -11,93 +9,32 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Final, Literal
+from typing import IO, Final, Literal
 
 from layer3 import storage
 from layer3.agent.policy import Policy
-from layer3.errors import HimariError, PolicyError, ReleaseError
-from serving.models import load_folder, model_folder
+from layer3.champion import CHANNEL, Champion, Channel, Event, load_champion, load_folder, read
+from layer3.errors import HimariError, ReleaseError
 
 __all__ = [
-    "CHANNEL",
     "HISTORY",
-    "Champion",
-    "Channel",
-    "Event",
     "exclusive",
     "load_model",
     "promoted",
     "publish",
-    "read",
     "rollback",
     "rolled_back",
     "utc_now",
 ]
 
-#: Where the channel file lies below a store's root.
-CHANNEL: Final = ("channels", "production.json")
 #: Events kept in the channel file.
 HISTORY: Final = 50
-
-
-@dataclass(frozen=True)
-class Champion:
-    """A model in service. ``released_at`` (ISO, UTC) is when it last began to serve, ``run_id`` who made it."""
-
-    model_id: str
-    policy_sha256: str
-    contract: str
-    released_at: str
-    run_id: str
-
-
-@dataclass(frozen=True)
-class Event:
-    """One switch: which model came (``model_id``), which one left (``replaced``), when and by which run."""
-
-    event: Literal["release", "rollback"]
-    model_id: str
-    replaced: str | None
-    at: str
-    run_id: str
-
-
-@dataclass(frozen=True)
-class Channel:
-    """The content of a channel file."""
-
-    champion: Champion
-    previous: Champion | None = None
-    history: tuple[Event, ...] = ()
-
-    def to_json(self) -> str:
-        body = {
-            **asdict(self.champion),
-            "previous": asdict(self.previous) if self.previous else None,
-            "history": [asdict(event) for event in self.history],
-        }
-        return json.dumps(body, indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, content: bytes, where: str) -> Channel:
-        """Read a channel file; a ReleaseError names ``where`` and the first thing wrong. Unknown keys are ignored."""
-        try:
-            body = json.loads(content)
-            champion = _record(Champion, body)
-            previous = None if body.get("previous") is None else _record(Champion, body["previous"])
-            history = tuple(_record(Event, event, "replaced") for event in body.get("history", ()))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise ReleaseError(
-                f"{where} is not a channel file ({error}): restore it, or move it away and release a model again"
-            ) from error
-        return cls(champion, previous, history)
 
 
 def utc_now() -> datetime:
@@ -122,16 +59,6 @@ def rolled_back(channel: Channel, at: str) -> Channel:
     return Channel(champion, channel.champion, history)
 
 
-def read(store: str) -> Channel | None:
-    """What serves in ``store``, or None before the first release."""
-    where = storage.join(store, *CHANNEL)
-    try:
-        content = storage.read_bytes(where)
-    except FileNotFoundError:
-        return None
-    return Channel.from_json(content, where)
-
-
 def publish(store: str, champion: Champion, *, expected: Channel | None) -> Channel:
     """Switch ``store`` to ``champion`` in one write, unless its channel is no longer the ``expected`` one."""
     if read(store) != expected:
@@ -152,7 +79,7 @@ def rollback(store: str, *, now: Callable[[], datetime] = utc_now) -> Channel:
         channel = _present(store)
         target = rolled_back(channel, _iso(now()))
         try:
-            _load_champion(store, target.champion)
+            load_champion(store, target.champion)
         except (HimariError, OSError) as error:
             raise ReleaseError(
                 f"cannot go back to {target.champion.model_id}: {error}; {channel.champion.model_id} still serves"
@@ -179,7 +106,7 @@ def load_model(model_uri: str) -> Policy:
     if not model_uri.endswith(".json"):
         return load_folder(model_uri)
     channel = Channel.from_json(storage.read_bytes(model_uri), model_uri)
-    return _load_champion(_store_of(model_uri), channel.champion)
+    return load_champion(_store_of(model_uri), channel.champion)
 
 
 @contextlib.contextmanager
@@ -229,18 +156,6 @@ def _store_of(channel_uri: str) -> str:
     return root or "/"
 
 
-def _load_champion(store: str, champion: Champion) -> Policy:
-    folder = model_folder(store, champion.model_id)
-    policy = load_folder(folder)
-    found = policy.manifest["policy_sha256"]
-    if found != champion.policy_sha256:
-        raise PolicyError(
-            f"{folder} has sha256 {str(found)[:12]}…, its channel names {champion.policy_sha256[:12]}…: "
-            "it is not the model that was released; release again"
-        )
-    return policy
-
-
 def _write(store: str, channel: Channel) -> Channel:
     storage.write_bytes(storage.join(store, *CHANNEL), channel.to_json().encode())
     return channel
@@ -256,14 +171,3 @@ def _remember(event: Event, channel: Channel) -> tuple[Event, ...]:
 
 def _iso(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="seconds")
-
-
-def _record(kind: Callable[..., Any], body: dict[str, Any], *optional: str) -> Any:
-    """A dataclass from the keys of ``body`` that it knows, all of them strings (``optional`` ones may be null)."""
-    values = {}
-    for name in kind.__dataclass_fields__:  # type: ignore[attr-defined]
-        value = body[name]
-        if not isinstance(value, str) and not (value is None and name in optional):
-            raise TypeError(f"{name} is {value!r}, expected a string")
-        values[name] = value
-    return kind(**values)

@@ -26,11 +26,11 @@ from typing import Any, Final, Literal
 
 from layer3 import storage
 from layer3.agent.policy import Policy
+from layer3.champion import CHANNEL, Champion, Channel, load_folder, model_folder, read
 from layer3.errors import HimariError, ReleaseError
 from serving import candidate as beside
 from serving import channels
-from serving.channels import CHANNEL, Champion, Channel
-from serving.models import load_folder, model_folder, store_policy
+from serving.models import store_policy
 
 __all__ = ["HEALTH_SECONDS", "Release", "Step", "main", "release"]
 
@@ -91,7 +91,7 @@ def release(
     ReleaseError : a step failed; the message names it, why, and that the champion still serves
     """
     with channels.exclusive(store, patience_seconds=patience_seconds):
-        present = channels.read(store)
+        present = read(store)
         progress = _Progress(present, clock, log)
         with progress.step("verify"):
             policy = load_folder(str(candidate))
@@ -235,7 +235,7 @@ def _rollback(chosen: argparse.Namespace) -> int:
 
 
 def _status(chosen: argparse.Namespace) -> int:
-    channel = channels.read(chosen.store)
+    channel = read(chosen.store)
     if channel is None:
         print(f"nothing serves in {chosen.store}: there is no {storage.join(chosen.store, *CHANNEL)} yet")
         return 1

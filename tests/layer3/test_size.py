@@ -16,8 +16,11 @@ import pytest
 
 from layer3 import contract
 from layer3.agent.policy import Policy, save_policy, stack
+from layer3.champion import Champion, Channel
 from layer3.size import main
 from layer3.sizing.request import EXAMPLE
+
+NAMED = {"policy_sha256": "0" * 64, "contract": contract.VERSION, "released_at": "2026-01-01", "run_id": "run-1"}
 
 
 @pytest.fixture
@@ -72,9 +75,13 @@ def release(store: Path) -> Policy:
     (store / "models").mkdir()
     (store / "scratch").rename(store / "models" / policy.model_id)
     (store / "channels").mkdir()
-    channel = {"model_id": policy.model_id, "policy_sha256": policy.manifest["policy_sha256"], "previous": None}
-    (store / "channels" / "production.json").write_text(json.dumps(channel))
+    name_champion(store, policy.model_id, policy.manifest["policy_sha256"])
     return policy
+
+
+def name_champion(store: Path, model_id: str, policy_sha256: str) -> None:
+    named = Champion(model_id, policy_sha256, contract.VERSION, "2026-01-01T00:00:00+00:00", "run-1")
+    (store / "channels" / "production.json").write_text(Channel(named).to_json())
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
@@ -117,11 +124,11 @@ def test_then_the_chain_alone(capsys: pytest.CaptureFixture[str], nobody: str, t
 @pytest.mark.parametrize(
     ("channel", "says"),
     [
-        ("{", "is not JSON"),
-        ("[]", "model_id is None"),
-        ('{"model_id": 3}', "model_id is 3"),
-        ('{"model_id": "../../etc"}', "expected a model's name"),
-        ('{"model_id": "gone"}', "no policy at"),
+        ("{", "is not a channel file"),
+        ("[]", "is not a channel file"),
+        ('{"model_id": 3}', "model_id is 3, expected a string"),
+        (json.dumps(NAMED | {"model_id": "../../etc"}), "model id '../../etc': expected letters"),
+        (json.dumps(NAMED | {"model_id": "gone"}), "no policy at"),
     ],
 )
 def test_a_damaged_store_falls_back_and_says_why(
@@ -147,11 +154,10 @@ def test_a_policy_other_than_the_released_one_is_passed_over(
     capsys: pytest.CaptureFixture[str], nobody: str, tmp_path: Path
 ) -> None:
     policy = release(tmp_path)
-    channel = {"model_id": policy.model_id, "policy_sha256": "0" * 64}
-    (tmp_path / "channels" / "production.json").write_text(json.dumps(channel))
+    name_champion(tmp_path, policy.model_id, "0" * 64)
     decision = run(capsys, "--endpoint", nobody, "--store", tmp_path)
     assert decision["multiplier_source"] == "fallback_kelly"
-    assert "is not the policy that" in decision["passed_over"][1]
+    assert "it is not the model that was released" in decision["passed_over"][1]
 
 
 def test_a_store_in_a_bucket_is_no_local_policy(capsys: pytest.CaptureFixture[str], nobody: str) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from layer3.agent.policy import Policy
+from layer3.champion import Champion
 from serving.app import create_app
-from serving.channels import Champion, publish
+from serving.channels import publish
 from serving.models import store_policy
 from tests.serving.support import Client, make_policy, serve
 

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from layer3.champion import Champion, Channel, load_folder, model_folder, read
 from layer3.errors import ConfigurationError, PolicyError, ReleaseError, SourceError
 from serving import channels
-from serving.channels import HISTORY, Champion, Channel
-from serving.models import load_folder, model_folder, store_policy
+from serving.channels import HISTORY
+from serving.models import store_policy
 from tests.fakes.gcs import FakeGcs
 from tests.serving.support import edit_manifest, make_policy, snapshot, tamper_weights
 
@@ -36,7 +37,7 @@ def put(store: str, folder: Path, seed: int) -> Champion:
     new = Champion(
         policy.model_id, policy.manifest["policy_sha256"], policy.manifest["contract"], "then", f"run-{seed}"
     )
-    channels.publish(store, new, expected=channels.read(store))
+    channels.publish(store, new, expected=read(store))
     return new
 
 
@@ -129,13 +130,13 @@ def any_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
 
 
 def test_publish_read_roll_back(any_store: str, tmp_path: Path) -> None:
-    assert channels.read(any_store) is None
+    assert read(any_store) is None
     first, second = put(any_store, tmp_path / "1", 1), put(any_store, tmp_path / "2", 2)
-    now = channels.read(any_store)
+    now = read(any_store)
     assert now is not None
     assert (now.champion, now.previous) == (second, first)
     back = channels.rollback(any_store, now=later)
-    assert back == channels.read(any_store)
+    assert back == read(any_store)
     assert back.champion.model_id == first.model_id
     assert back.champion.released_at == "2026-03-01T00:00:00+00:00"
     assert channels.load_model(f"{any_store}/channels/production.json").model_id == first.model_id
@@ -170,7 +171,7 @@ def test_a_rollback_to_a_damaged_model_is_refused_and_changes_nothing(tmp_path: 
 
 
 def test_a_channel_changed_by_someone_else_is_not_overwritten(tmp_path: Path) -> None:
-    seen = channels.read(str(tmp_path))
+    seen = read(str(tmp_path))
     channels.publish(str(tmp_path), champion("a"), expected=seen)
     with pytest.raises(ReleaseError, match="changed by someone else"):
         channels.publish(str(tmp_path), champion("b"), expected=seen)
@@ -258,9 +259,9 @@ def test_a_bucket_that_refuses_is_a_source_error(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.url)
         gcs.fail(403, times=5)
         with pytest.raises(SourceError, match=r"gs://bucket/channels/production\.json"):
-            channels.read("gs://bucket")
+            read("gs://bucket")
     with pytest.raises(ConfigurationError):
-        channels.read("s3://bucket")
+        read("s3://bucket")
 
 
 def test_a_rollback_at_a_mistyped_address_makes_no_store(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from layer3 import contract
 from layer3.agent.policy import load_policy
+from layer3.champion import read
 from layer3.errors import ReleaseError
 from serving import candidate as beside
 from serving import channels
@@ -57,7 +58,7 @@ def no_process_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 def champion(store: Path) -> str:
-    channel = channels.read(str(store))
+    channel = read(str(store))
     assert channel is not None
     return channel.champion.model_id
 
