@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from layer3.errors import DataError
 from layer3.market.features import market_features
 from layer3.market.signals import with_signals
+from layer3.sizing.batch import replay_at_once
 from layer3.sizing.config import ChainConfig
-from layer3.sizing.history import replay
 
 __all__ = ["Bars", "concatenate", "load_bars", "prepare", "save_bars"]
 
@@ -70,11 +70,11 @@ def prepare(
 ) -> tuple[Bars, str]:
     """Bars of checked candles, and where their signals came from.
 
-    The whole Phase 1 chain runs over the history once, bar by bar; what it would hold does not
-    depend on the policy.
+    The whole Phase 1 chain runs over the history once; what it would hold does not depend on the
+    policy, nor on what the ``symbol`` is called.
     """
     signals = with_signals(candles)
-    history = replay(signals.frame, symbol, interval_seconds, config)
+    history = replay_at_once(signals.frame, interval_seconds, config)
     features = market_features(candles["close"].to_numpy(), interval_seconds)
     bars = Bars(
         timestamp=np.asarray(candles["timestamp"].astype("datetime64[ns, UTC]").astype("int64"), dtype=np.int64),

@@ -29,7 +29,7 @@ from layer3.sizing.chain import SizingChain
 from layer3.sizing.config import ChainConfig
 from layer3.types import Action, CascadeIndicators, Regime, TacticalSignal
 
-__all__ = ["ROUND_TRIP_COST", "SignalHistory", "replay"]
+__all__ = ["ROUND_TRIP_COST", "SignalHistory", "check_arguments", "replay"]
 
 #: The ledger's commission and slippage, on the way in and on the way out.
 ROUND_TRIP_COST: Final = 2.0 * (Costs().commission + Costs().slippage)
@@ -91,11 +91,7 @@ def replay(
         An optional number out of its range does not raise: the chain sizes that bar to zero.
     """
     config = ChainConfig() if config is None else config
-    if not 0.0 < interval_seconds <= _DAY_SECONDS:
-        raise ConfigurationError(f"interval_seconds is {interval_seconds!r}; it must be a number in (0, 86400]")
-    if not 0.0 <= round_trip_cost < 1.0:
-        raise ConfigurationError(f"round_trip_cost is {round_trip_cost!r}; it must be a number in [0, 1)")
-    _check(frame)
+    check_arguments(frame, interval_seconds, round_trip_cost)
     n = len(frame)
     actions = [Action(value) for value in frame["signal_action"]]
     regimes = [Regime(value) for value in frame["regime"]]
@@ -160,8 +156,12 @@ def _optional(frame: pd.DataFrame, name: str) -> list[float | None]:
     return [None if value != value else value for value in values]
 
 
-def _check(frame: pd.DataFrame) -> None:
-    """Raise :class:`DataError` at the first column that is missing or value that cannot be used."""
+def check_arguments(frame: pd.DataFrame, interval_seconds: float, round_trip_cost: float) -> None:
+    """Raise what :func:`replay` promises at the first argument, column or value that cannot be used."""
+    if not 0.0 < interval_seconds <= _DAY_SECONDS:
+        raise ConfigurationError(f"interval_seconds is {interval_seconds!r}; it must be a number in (0, 86400]")
+    if not 0.0 <= round_trip_cost < 1.0:
+        raise ConfigurationError(f"round_trip_cost is {round_trip_cost!r}; it must be a number in [0, 1)")
     missing = [name for name in _COLUMNS if name not in frame.columns]
     if missing:
         raise DataError(f"columns missing from the signal history: {', '.join(missing)}")

@@ -8,14 +8,14 @@ from typing import Final
 
 from layer3.types import Action, CascadeIndicators, Regime, TacticalSignal
 
-__all__ = ["find_problem"]
+__all__ = ["CASCADE_RULES", "SIGNAL_RULES", "Rule", "find_problem"]
 
 _MAX: Final = sys.float_info.max
 
 #: Field, lowest, highest, whether ``None`` is allowed.
-_Rule = tuple[str, float, float, bool]
+Rule = tuple[str, float, float, bool]
 
-_SIGNAL_RULES: Final[tuple[_Rule, ...]] = (
+SIGNAL_RULES: Final[tuple[Rule, ...]] = (
     ("confidence", 0.0, 1.0, False),
     ("risk_score", 0.0, 1.0, False),
     # A return beyond +1000 % a month, or a volatility above 500 % a day, is a percentage given as a fraction.
@@ -25,7 +25,7 @@ _SIGNAL_RULES: Final[tuple[_Rule, ...]] = (
     ("sentiment_score", 0.0, 1.0, True),
     ("timestamp_ns", 0.0, 2.0**63, False),
 )
-_CASCADE_RULES: Final[tuple[_Rule, ...]] = (
+CASCADE_RULES: Final[tuple[Rule, ...]] = (
     ("funding_rate", -_MAX, _MAX, True),
     ("oi_change_pct", -1.0, _MAX, True),
     ("volume_ratio", 0.0, _MAX, True),
@@ -42,9 +42,9 @@ def find_problem(thing: TacticalSignal | CascadeIndicators) -> str | None:
             return f"signal.action is {thing.action!r}, expected one of {', '.join(Action)}"
         if thing.regime.__class__ is not Regime:
             return f"signal.regime is {thing.regime!r}, expected one of {', '.join(Regime)}"
-        name, rules = "signal", _SIGNAL_RULES
+        name, rules = "signal", SIGNAL_RULES
     else:
-        name, rules = "cascade", _CASCADE_RULES
+        name, rules = "cascade", CASCADE_RULES
     for field, low, high, optional in rules:
         value = getattr(thing, field)
         if value is None:
