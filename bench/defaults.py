@@ -53,7 +53,7 @@ def scores(bars: Bars, window: range, oracle: Floats, policies: list[Policy]) ->
         states = account.observe(at)
         own = [float(policy.act(state)[0]) for policy, state in zip(policies, states[2:], strict=False)]
         chosen = np.array([1.0, oracle[bar], *own, float(crowd.act(states[-1])[0])])
-        _, growth[t], _ = account.trade(at, account.target(at, chosen))
+        growth[t] = account.trade(at, account.target(at, chosen)).growth
     # The mean over the bars of a mean over the last ten is, but for the first ones, the mean.
     return np.asarray(100.0 * (growth - config.risk_aversion / 2.0 * growth**2).mean(axis=0))
 

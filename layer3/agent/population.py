@@ -13,7 +13,6 @@ changes nothing.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from layer3 import contract
+from layer3 import contract, machine
 from layer3.agent import checkpoint as checkpoints
 from layer3.agent import ppo
 from layer3.agent.bars import Bars
@@ -135,6 +134,8 @@ def train(
         for window in fold:
             _check_learnable(bars, window)
     members = [(seed, fold) for fold in windows for seed in seeds]
+    for setting in settings:
+        _check_memory(memory_needed(len(members), setting.ppo, len(bars), device, workers), len(members), device)
     total = sum(setting.ppo.updates * setting.ppo.samples for setting in settings) * len(members)
     started, done = time.perf_counter(), 0
     trained: list[Trained] = []
@@ -170,7 +171,6 @@ class _Population:
         workers: int,
     ) -> None:
         config, count = settings.ppo, len(members)
-        _check_memory(memory_needed(count, config, len(bars), device.type, workers), count, device)
         self._members, self._settings, self._pool = members, settings, pool
         self._per_year = math.sqrt(_YEAR_SECONDS / bars.interval_seconds)
         self.update = 0
@@ -179,7 +179,7 @@ class _Population:
         self._chunks = [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
         def team(chunk: slice) -> Team:
-            return Team(bars, chunk.start, members[chunk], settings.environment, config, device)
+            return Team(bars, chunk.start, members[chunk], settings.environment, config, device, on_host=host)
 
         self._teams = list(pool.map(team, self._chunks))
         self._networks: SimpleQueue[tuple[Network, Network]] = SimpleQueue()
@@ -393,7 +393,7 @@ def _checked(
         raise ConfigurationError(f"device is {device!r}, expected cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError("device cuda is not there: torch finds no GPU, or is its CPU build; use device cpu")
-    workers = (os.cpu_count() or 1) if threads is None else threads
+    workers = machine.cores() if threads is None else threads
     if workers < 1:
         raise ConfigurationError(f"threads is {threads}, expected at least 1")
     if checkpoint is not None and len(settings) > 1:
@@ -403,14 +403,11 @@ def _checked(
     return workers if device == "cpu" else 1
 
 
-def _check_memory(needed: int, policies: int, device: torch.device) -> None:
-    if device.type == "cuda":
-        there = int(torch.cuda.mem_get_info(device)[0])
-    else:
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _check_memory(needed: int, policies: int, device: str) -> None:
+    there = int(torch.cuda.mem_get_info()[0]) if device == "cuda" else machine.memory()
     if needed > there:
         raise TrainingError(
-            f"{policies:,} policies at once need about {needed / 2**30:.1f} GiB, {device.type} has "
+            f"{policies:,} policies at once need about {needed / 2**30:.1f} GiB, {device} has "
             f"{there / 2**30:.1f}: train fewer at a time"
         )
 

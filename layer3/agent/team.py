@@ -42,10 +42,11 @@ class Team:
         environment: EnvironmentConfig,
         config: PPOConfig,
         device: torch.device,
+        on_host: bool,
     ) -> None:
+        """``on_host``: the accounts are numpy's, whose calls are faster on a CPU; else torch's on ``device``."""
         self.places = slice(first, first + len(members))
-        self._config, self._device = config, device
-        self._on_host = device.type == "cpu"
+        self._config, self._device, self._on_host = config, device, on_host
         self._size = (len(members), config.environments)
         xp: Any = np if self._on_host else torch
         self.environment = TradingEnvironment(
@@ -86,8 +87,10 @@ class Team:
         shape = (EXPLORATION, self._size[1])
         tried = np.stack([rng.uniform(low, high, shape) for rng in self.generators], axis=1)
         changed = np.stack([rng.random(shape) < 0.1 for rng in self.generators], axis=1)
-        starts = self._draw_starts(EXPLORATION)
-        states, held = self._begin(), tried[0]
+        for k in range(1, EXPLORATION):
+            tried[k] = np.where(changed[k], tried[k], tried[k - 1])
+        held, starts = (self._sent(array.reshape(EXPLORATION, -1)) for array in (tried, self._draw_starts(EXPLORATION)))
+        states = self._begin()
         total = torch.zeros(self._size[0], contract.STATE_DIM, dtype=torch.float64, device=self._device)
         squares, kept = torch.zeros_like(total), []
         apart = max(1, self._size[1] // _KEPT_OF_A_STEP)
@@ -95,16 +98,15 @@ class Team:
             wide = states.double()
             total += wide.sum(1)
             squares += wide.square().sum(1)
-            kept.append(states[:, k % apart :: apart].cpu())
-            held = np.where(changed[k], tried[k], held)
-            step = self.environment.step(self._sent(held.ravel()), self._sent(starts[k].ravel()))
+            kept.append(states[:, k % apart :: apart])
+            step = self.environment.step(held[k], starts[k])
             states = self._observed(step.states)
         count = EXPLORATION * self._size[1]
         mean = total / count
         deviation = (squares / count - mean.square()).clamp_min(0.0).sqrt()
         # A number that never varies (an absent tier, a missing feed) keeps its own scale.
         std = torch.where(deviation > 1e-4, deviation, 1.0)
-        return mean.float().unsqueeze(1), std.float().unsqueeze(1), torch.cat(kept, dim=1).numpy()
+        return mean.float().unsqueeze(1), std.float().unsqueeze(1), torch.cat(kept, dim=1).cpu().numpy()
 
     def resume(self, walk: dict[str, NDArray[Any]], generators: Sequence[dict[str, Any]]) -> None:
         """Take up a walk, and the random streams, where they were put down."""
@@ -120,7 +122,7 @@ class Team:
         """One rollout under the actors ``weights`` (G, N), into this team's places of ``seen`` and ``growth``;
         what the windows that ran into their time limit would have seen, (G, r, 16)."""
         steps, (size, n) = self._config.rollout, self._size
-        starts = self._draw_starts(steps)
+        starts = self._sent(self._draw_starts(steps).reshape(steps, -1))
         noise = torch.from_numpy(
             np.stack([rng.standard_normal((steps, n), dtype=np.float32) for rng in self.generators])
         ).to(self._device)
@@ -132,9 +134,7 @@ class Team:
             log_sd = ppo.bounded_log_sd(outputs[..., 1])
             u = outputs[..., 0] + torch.exp(log_sd) * noise[:, k]
             multiplier = (contract.MULTIPLIER_HIGH * torch.sigmoid(u.double())).view(-1)
-            step = self.environment.step(
-                multiplier.numpy() if self._on_host else multiplier, self._sent(starts[k].ravel())
-            )
+            step = self.environment.step(multiplier.numpy() if self._on_host else multiplier, starts[k])
             seen.states[mine, k], seen.actions[mine, k] = x, u
             seen.log_density[mine, k] = ppo.log_density(u, outputs[..., 0], log_sd)
             seen.rewards[mine, k], growth[mine, k] = self._observed(step.reward), self._observed(step.growth)

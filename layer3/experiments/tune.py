@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from layer3 import storage, trials
+from layer3 import machine, storage, trials
 from layer3.agent.bars import Bars
 from layer3.agent.search import Values
 from layer3.backtest.comparison import MEASURES, Reference, in_words, render_comparison
@@ -85,7 +84,7 @@ def _tune(options: argparse.Namespace) -> None:
     )
     folder = store / "tune" / name
     # Workers share the cores; more threads than cores would only wait for each other.
-    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    threads = max(1, machine.cores() // options.jobs)
     work = functools.partial(_work, market.bars, seeds, options.steps, compute_device(), threads)
     with open_study(folder) as study:
         before = finished(study)

@@ -1,0 +1,31 @@
+"""What this process may use of the machine: a container or a scheduler often allows less than there is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+__all__ = ["cores", "memory"]
+
+#: Where Linux says how much memory a container may use, cgroups of version 2 and 1.
+_LIMITS: Final = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def cores() -> int:
+    """Cores that this process may run on, at least 1."""
+    # Not on macOS and Windows.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory(limits: Sequence[Path] = _LIMITS) -> int:
+    """Bytes of memory that this process may use: the machine's, or its container's where that is less.
+
+    ``limits`` are files that hold a number of bytes, or ``max``; those that are not there limit nothing.
+    """
+    known = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    known += [int(text) for path in limits if path.is_file() and (text := path.read_text().strip()).isdigit()]
+    return min(known)

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from layer3 import contract
+from layer3.agent.environment import EnvironmentConfig
+from layer3.agent.networks import initial_weights
+from layer3.agent.ppo import Experience, PPOConfig
+from layer3.agent.team import Team
+from tests.agent.worlds import planted
+
+CONFIG = PPOConfig(steps=4_096, environments=16, rollout=64, hidden=16)
+#: Shorter than a rollout, so that windows run into their time limit within one.
+ENVIRONMENT = EnvironmentConfig(episode_steps=50)
+
+
+def rollout(device: str, *, on_host: bool) -> tuple[Team, Experience, Tensor, Tensor]:
+    bars, _ = planted(2_000)
+    members = [(seed, (range(1_000 + 300 * seed),)) for seed in (1, 2)]
+    team = Team(bars, 0, members, ENVIRONMENT, CONFIG, torch.device(device), on_host)
+    shape, dim = (2, CONFIG.rollout, CONFIG.environments), contract.STATE_DIM
+    seen = Experience(
+        states=torch.empty(*shape, dim, device=device),
+        last_states=torch.empty(2, CONFIG.environments, dim, device=device),
+        actions=torch.empty(shape, device=device),
+        log_density=torch.empty(shape, device=device),
+        rewards=torch.empty(shape, device=device),
+        terminated=torch.zeros(shape, dtype=torch.bool, device=device),
+        truncated=torch.zeros(shape[1:], dtype=torch.bool, device=device),
+        final_states=torch.empty(2, 0, dim, device=device),
+    )
+    growth = torch.empty(shape, dtype=torch.float64, device=device)
+    generators = [torch.Generator().manual_seed(seed) for seed, _ in members]
+    weights = torch.stack([initial_weights(CONFIG.hidden, [0.0, 0.5], 0.5, one) for one in generators]).to(device)
+    final_states = team.walk(weights, seen, growth)
+    return team, seen, growth, final_states
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))],
+)
+def test_accounts_of_torch_walk_as_those_of_numpy(device: str) -> None:
+    team, seen, growth, final_states = rollout("cpu", on_host=True)
+    other, met, grown, cut = rollout(device, on_host=False)
+    assert seen.truncated.any()
+    assert final_states.shape[1] == int(seen.truncated.sum())
+    np.testing.assert_array_equal(team.kept, other.kept)
+    for ours, theirs in (
+        (team.mean, other.mean),
+        (team.std, other.std),
+        (growth, grown),
+        (final_states, cut),
+        (seen.states, met.states),
+        (seen.last_states, met.last_states),
+        (seen.actions, met.actions),
+        (seen.log_density, met.log_density),
+        (seen.rewards, met.rewards),
+    ):
+        torch.testing.assert_close(ours, theirs.cpu(), rtol=1e-4, atol=1e-5)
+    for ours, theirs in ((seen.terminated, met.terminated), (seen.truncated, met.truncated)):
+        assert torch.equal(ours, theirs.cpu())
