@@ -188,7 +188,8 @@ class Leak:
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """One combination of chain (on, off: the full cap on the signal's side) and multiplier, on the same bars."""
+    """One combination of chain (on, off: its mean base fraction on the signal's side) and multiplier, on the same
+    bars."""
 
     chain: Literal["on", "off"]
     multiplier: Literal["policy", "constant 1", "constant mean", "random", "off"]
