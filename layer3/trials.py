@@ -10,6 +10,7 @@ removed, in a folder and in a bucket alike.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -21,12 +22,19 @@ from typing import Any, Final, Literal
 from layer3 import storage
 from layer3.errors import DataError
 
-__all__ = ["Data", "Kind", "count", "record"]
+__all__ = ["STITCHED_SHARPE", "VALIDATION_SHARPE", "Data", "Kind", "count", "record", "sharpe_variance"]
 
-Kind = Literal["run", "tune", "assets"]
+Kind = Literal["run", "tune", "assets", "walk_forward"]
+
+#: Scores in annualised Sharpe ratios: on the validation part, one per policy, and of a seed's record over all test
+#: pieces of a walk-forward, the same for each of its folds.
+VALIDATION_SHARPE: Final = "validation_sharpe"
+STITCHED_SHARPE: Final = "stitched_sharpe"
 
 _FOLDER: Final = "trials"
 _SCHEMA: Final = 1
+#: Stablecoins and the dollar quote one market.
+_DOLLARS: Final = re.compile(r"(?<=.)(USDT|USDC|USD)$")
 _DATA: Final = re.compile(r"[0-9a-f]{16}")
 #: What a write that was cut short leaves behind is called otherwise.
 _RECORD: Final = re.compile(r"\d{8}T\d{9}-[0-9a-f]{12}\.json")
@@ -56,7 +64,8 @@ class Data:
         """
         if self.sha256 == other.sha256:
             return True
-        if _letters(self.symbol) != _letters(other.symbol) or _letters(self.symbol).startswith("SYNTH"):
+        market = _market(self.symbol)
+        if market != _market(other.symbol) or market.startswith("SYNTH"):
             return False
         return _moment(self.start) <= _moment(other.end) and _moment(other.start) <= _moment(self.end)
 
@@ -130,42 +139,91 @@ def count(store: str, data_sha256: str) -> int:
     ------
     DataError : a record cannot be read
     """
-    records = list(_records(store))
-    own = [data for data, _ in records if data.sha256 == data_sha256]
-    return len({key for data, keys in records if any(data.overlaps(mine) for mine in own) for key in keys})
+    return len({key for trial in _related(store, data_sha256) for key in trial.keys})
 
 
-def _records(store: str) -> Iterator[tuple[Data, set[str]]]:
-    """Every record's data, and a name for each training in it."""
+def sharpe_variance(store: str, data_sha256: str) -> float | None:
+    """How far apart the annualised Sharpe ratios of what was tried on these data are, as a variance.
+
+    Ratios compare on the same bars only: those of the same candles under the same sizing settings, validation
+    parts apart from the stitched test pieces of walk-forwards. Around each such group's own mean, pooled over
+    the groups of :func:`count`'s trainings; a training that was repeated counts once, as it came out last. This is the
+    spread behind the best of so many trials (Bailey and Lopez de Prado 2014, eq. 6). ``None`` where no group has two.
+
+    Raises
+    ------
+    DataError : a record cannot be read
+    """
+    groups: dict[Any, dict[str, float]] = {}
+    for trial in _related(store, data_sha256):
+        for name, ratios in trial.ratios.items():
+            groups.setdefault((trial.data.sha256, trial.data.sizing_sha256, name), {}).update(ratios)
+    squares = [
+        sum((value - sum(ratios.values()) / len(ratios)) ** 2 for value in ratios.values())
+        for ratios in groups.values()
+    ]
+    freedom = sum(len(ratios) - 1 for ratios in groups.values())
+    return sum(squares) / freedom if freedom else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """One record: its data, a name for each training in it, and Sharpe ratios by where they were taken and of whom."""
+
+    data: Data
+    keys: frozenset[str]
+    ratios: Mapping[str, Mapping[str, float]]
+
+
+def _related(store: str, data_sha256: str) -> list[_Trial]:
+    """The records of these data, and of others that overlap them, oldest first."""
+    known = list(_records(store))
+    own = {trial.data for trial in known if trial.data.sha256 == data_sha256}
+    return [trial for trial in known if any(trial.data.overlaps(mine) for mine in own)]
+
+
+def _records(store: str) -> Iterator[_Trial]:
     root = storage.join(store, _FOLDER)
     for folder in filter(_DATA.fullmatch, storage.list_names(root)):
         for name in filter(_RECORD.fullmatch, storage.list_names(storage.join(root, folder))):
             yield _read(storage.join(root, folder, name))
 
 
-def _read(address: str) -> tuple[Data, set[str]]:
+def _read(address: str) -> _Trial:
     try:
         content = json.loads(storage.read_bytes(address))
         data = Data(**content["data"])
         for text in (data.start, data.end):
             _moment(text)
         common = [data.sizing_sha256, content["code_version"]]
-        keys = {
-            json.dumps([*common, setting, fold, seed], sort_keys=True)
-            for setting in content["settings"]
-            for fold in content["folds"]
-            for seed in content["seeds"]
+        trainings = list(itertools.product(content["settings"], content["folds"], content["seeds"]))
+        keys = [_name(common, *training) for training in trainings]
+        # A walk-forward's folds make one record together: its ratios belong to a setting and a seed.
+        owners = {
+            VALIDATION_SHARPE: keys,
+            STITCHED_SHARPE: [_name(common, setting, content["folds"], seed) for setting, _, seed in trainings],
         }
-    except (ValueError, KeyError, TypeError) as error:
+        ratios = {
+            name: {owner: float(value) for owner, value in zip(owners[name], values, strict=True) if value is not None}
+            for name, values in content["scores"].items()
+            if name in owners
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{address} is no record of a trial ({type(error).__name__}: {error}): restore it, without it nobody "
             "knows how much was tried"
         ) from error
-    return data, keys
+    return _Trial(data, frozenset(keys), ratios)
 
 
-def _letters(symbol: str) -> str:
-    return "".join(character for character in symbol.upper() if character.isalnum())
+def _name(common: Sequence[Any], *training: Any) -> str:
+    return json.dumps([*common, *training], sort_keys=True)
+
+
+def _market(symbol: str) -> str:
+    """Letters and digits of ``symbol``, whatever dollar it is quoted in: BTC-USD, BTC/USDT and BTCUSDC are one."""
+    letters = "".join(character for character in symbol.upper() if character.isalnum())
+    return _DOLLARS.sub("USD", letters)
 
 
 def _moment(text: str) -> datetime:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -104,6 +105,10 @@ MOVED = replace(BTC, sha256="11" * 32, start="2024-04-17T01:00:00+00:00", end="2
     [
         (MOVED, True),
         (replace(MOVED, symbol="btc/usdt"), True),
+        (replace(MOVED, symbol="BTC-USD"), True),
+        (replace(MOVED, symbol="BTC/USDC"), True),
+        (replace(MOVED, symbol="BTC-EUR"), False),
+        (replace(MOVED, symbol="USDT-USD"), False),
         (replace(MOVED, symbol="ETH-USDT"), False),
         (replace(MOVED, start="2026-04-16T00:00:00+00:00", end="2026-05-01T00:00:00+00:00"), True),
         (replace(MOVED, start="2026-04-16T01:00:00+00:00", end="2026-05-01T00:00:00+00:00"), False),
@@ -150,6 +155,8 @@ def test_what_is_no_record_is_left_alone(tmp_path: Path) -> None:
         lambda text: text[:40],
         lambda text: text.replace('"seeds"', '"sneeds"'),
         lambda text: text.replace('"symbol"', '"market"'),
+        lambda text: text.replace('"scores": {}', '"scores": {"validation_sharpe": [1.0]}'),
+        lambda text: text.replace('"scores": {}', '"scores": {"validation_sharpe": ["high", "low"]}'),
         lambda text: text.replace("2024-04-16T01:00:00+00:00", "last spring"),
         lambda text: text.replace("2024-04-16T01:00:00+00:00", "2024-04-16T01:00:00"),
         lambda text: "[]",
@@ -177,6 +184,72 @@ def test_a_record_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, A
     with pytest.raises(ValueError, match=message):
         note(str(tmp_path), **changes)
     assert not list(tmp_path.iterdir())
+
+
+def sharpes(*values: float | None) -> dict[str, Any]:
+    return {"scores": {trials.VALIDATION_SHARPE: list(values)}}
+
+
+def variance(store: str) -> float | None:
+    return trials.sharpe_variance(store, BTC.sha256)
+
+
+def test_one_ratio_has_no_spread(store: str) -> None:
+    assert variance(store) is None
+    note(store)
+    assert variance(store) is None
+    note(store, seeds=[1], **sharpes(1.5))
+    assert variance(store) is None
+    note(store, seeds=[2, 3], **sharpes(0.5, None))
+    assert variance(store) == pytest.approx(0.5)
+
+
+def test_ratios_on_the_same_bars_are_one_sample_whichever_record_they_are_in(tmp_path: Path) -> None:
+    note(str(tmp_path), kind="run", seeds=[1], **sharpes(1.0))
+    note(str(tmp_path), kind="tune", settings=[{"a": 1}, {"a": 2}], **sharpes(0.2, -0.4, 1.1, 0.7))
+    assert variance(str(tmp_path)) == pytest.approx(statistics.variance([1.0, 0.2, -0.4, 1.1, 0.7]))
+
+
+def test_ratios_on_other_bars_are_pooled_around_their_own_mean(tmp_path: Path) -> None:
+    note(str(tmp_path), **sharpes(1.0, 2.0))
+    note(str(tmp_path), MOVED, seeds=[1, 2, 3], **sharpes(11.0, 12.0, 16.0))
+    note(str(tmp_path), replace(BTC, sizing_sha256="00" * 32), **sharpes(-5.0, -5.5))
+    note(str(tmp_path), replace(BTC, sha256="22" * 32, symbol="ETH-USD"), **sharpes(0.0, 50.0))
+    expected = (statistics.variance([1.0, 2.0]) + 2 * statistics.variance([11.0, 12.0, 16.0]) + 0.125) / 4
+    assert variance(str(tmp_path)) == pytest.approx(expected)
+
+
+def test_a_walk_forward_has_one_ratio_per_seed_however_many_its_folds(tmp_path: Path) -> None:
+    folds = [{BTC.sha256: [range(100)]}, {BTC.sha256: [range(200)]}, {BTC.sha256: [range(300)]}]
+    scores = {trials.STITCHED_SHARPE: [0.4, 1.6] * 3}
+    note(str(tmp_path), kind="walk_forward", folds=folds, scores=scores)
+    assert trials.count(str(tmp_path), BTC.sha256) == 6
+    assert variance(str(tmp_path)) == pytest.approx(statistics.variance([0.4, 1.6]))
+    note(str(tmp_path), seeds=[7, 8], **sharpes(3.0, 3.2))
+    assert variance(str(tmp_path)) == pytest.approx((0.72 + 0.02) / 2)
+
+
+def test_a_repetition_adds_no_weight_and_the_last_word_counts(tmp_path: Path) -> None:
+    for day, ratios in enumerate([(9.0, -9.0), (1.0, 2.0), (1.0, 2.0)]):
+        note(str(tmp_path), now=NOW + timedelta(days=day), **sharpes(*ratios))
+    assert variance(str(tmp_path)) == pytest.approx(0.5)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.lists(st.floats(-5.0, 5.0), min_size=1, max_size=6), min_size=1, max_size=4))
+def test_the_pooled_variance_is_anovas_within_groups(
+    tmp_path_factory: pytest.TempPathFactory, groups: list[list[float]]
+) -> None:
+    store = str(tmp_path_factory.mktemp("store"))
+    for number, values in enumerate(groups):
+        data = replace(BTC, sizing_sha256=f"{number:064d}")
+        note(store, data, seeds=list(range(len(values))), **sharpes(*values))
+    freedom = sum(len(values) - 1 for values in groups)
+    if not freedom:
+        assert variance(store) is None
+        return
+    within = sum((len(values) - 1) * statistics.variance(values) for values in groups if len(values) > 1)
+    assert variance(store) == pytest.approx(within / freedom, abs=1e-9)
 
 
 TRAINING = st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2))
