@@ -30,7 +30,7 @@ from layer3.market.features import bars_of, daily_volatility
 from layer3.market.signal_columns import CASCADE_COLUMNS, TIER_RISK
 from layer3.types import Action, Regime
 
-__all__ = ["BASELINE", "CANONICAL_COLUMNS", "FROM_FILE", "WARM_UP_HOURS", "Signals", "with_signals"]
+__all__ = ["BASELINE", "CANONICAL_COLUMNS", "FROM_FILE", "WARM_UP_HOURS", "Signals", "derived_columns", "with_signals"]
 
 Floats = NDArray[np.float64]
 
@@ -92,11 +92,8 @@ def with_signals(frame: pd.DataFrame) -> Signals:
     candles themselves tell. Without the two columns action, confidence and expected return are
     the baseline's, and the file's other columns are still followed where there are any.
     """
-    from_file = "signal_action" in frame.columns and "signal_confidence" in frame.columns
-    baseline = _baseline(frame)
-    derived = {"signal_risk_score", "regime", "volume_ratio"}
-    if not from_file:
-        derived |= {"signal_action", "signal_confidence", "expected_return", "predicted_volatility"}
+    derived = derived_columns(frame)
+    baseline = _baseline(frame) if derived else pd.DataFrame()
     columns = {name: frame[name] for name in CANDLE_COLUMNS}
     for name in CANONICAL_COLUMNS:
         if name in frame.columns:
@@ -108,7 +105,21 @@ def with_signals(frame: pd.DataFrame) -> Signals:
             columns[name] = baseline[name]
         else:
             columns[name] = pd.Series(np.full(len(frame), np.nan))
-    return Signals(pd.DataFrame(columns), FROM_FILE if from_file else BASELINE)
+    return Signals(pd.DataFrame(columns), FROM_FILE if _from_file(frame) else BASELINE)
+
+
+def derived_columns(frame: pd.DataFrame) -> frozenset[str]:
+    """The columns that :func:`with_signals` computes from the candles, as the file does not bring them."""
+    derived = {"signal_risk_score", "regime", "volume_ratio"}
+    if not _from_file(frame):
+        derived |= {"signal_action", "signal_confidence", "expected_return", "predicted_volatility"}
+    if "signal_tier" in frame.columns:
+        derived.discard("signal_risk_score")
+    return frozenset(derived.difference(frame.columns))
+
+
+def _from_file(frame: pd.DataFrame) -> bool:
+    return "signal_action" in frame.columns and "signal_confidence" in frame.columns
 
 
 def _baseline(frame: pd.DataFrame) -> pd.DataFrame:
