@@ -1,99 +1,82 @@
-"""The gate: a model ships only if every criterion holds; one that cannot be computed fails."""
+"""The gate: a model ships only if every criterion holds; one that cannot be computed fails and says why.
+
+Five criteria are tests at a level of 5 % (the probabilistic and the deflated Sharpe ratio, permutation, the
+difference to Kelly only, the walk-forward). All of them must hold, so a model of which even one of these
+claims is false is released in at most 5 % of the cases, without any correction for asking several (Berger
+1982, the intersection-union test), and each further criterion can only lower that share.
+
+What is *not* asked, and why: flat has no Sharpe ratio, and better than cash is what
+``probabilistic_sharpe`` asks; Hansen's test and the probability of backtest overfitting are in the report,
+but how much was tried counts through ``deflated_sharpe``, and better than Kelly only through the interval
+of the difference.
+"""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+import dataclasses
+import unicodedata
 
-from layer3.backtest.record import KELLY_ONLY, POLICY, Criterion, Evaluation, Verdict
+from layer3.backtest.criteria import ask
+from layer3.backtest.limits import (
+    GateConfig,
+    WalkForwardLimits,
+    gate_config_text,
+    load_gate_config,
+    parse_gate_config,
+)
+from layer3.backtest.record import Evaluation, Override, Verdict
 from layer3.errors import ConfigurationError
 
-__all__ = ["Limits", "judge"]
+__all__ = [
+    "GateConfig",
+    "WalkForwardLimits",
+    "gate_config_text",
+    "judge",
+    "load_gate_config",
+    "parse_gate_config",
+    "parse_override",
+]
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a candidate must reach on the held-out period."""
+def parse_override(name: str, reason: str) -> Override | None:
+    """The override of two texts, trimmed; ``None`` where both are blank.
 
-    sharpe: float = 1.0
-    """Least annualised Sharpe ratio."""
-    probabilistic_sharpe: float = 0.95
-    """Least probability that the true Sharpe ratio is above 0."""
-    max_drawdown: float = 0.20
-    """Largest fall from a peak, as a fraction."""
-    trades: int = 30
-    """Fewest closed round trips."""
-    versus_kelly: float = 0.0
-    """Least annualised Sharpe ratio over that of multiplier 1.0 on the same bars."""
-    multiplier_sd: float = 0.02
-    """Least standard deviation of the multiplier where the chain holds anything."""
-
-    def __post_init__(self) -> None:
-        # 20 for "20 %" would wave every drawdown through.
-        for name, low, high in (
-            ("sharpe", -100.0, 100.0),
-            ("probabilistic_sharpe", 0.0, 1.0),
-            ("max_drawdown", 0.0, 1.0),
-            ("trades", 0, 1_000_000),
-            ("versus_kelly", -100.0, 100.0),
-            ("multiplier_sd", 0.0, 1.0),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigurationError(f"gate: {name} = {value}, expected a number in [{low:g}, {high:g}]")
+    Raises
+    ------
+    ConfigurationError : only one of them is given, it is longer than 200 (name) or 1,000 (reason)
+        characters, or not one line of text
+    """
+    given = {"name": (name, 200), "reason": (reason, 1_000)}
+    if not any(isinstance(text, str) and text.strip() for text, _ in given.values()):
+        return None
+    for key, (text, longest) in given.items():
+        if not isinstance(text, str) or not text.strip():
+            raise ConfigurationError(f"the override has no {key}: it needs a name and a reason, both are recorded")
+        if len(text.strip()) > longest:
+            raise ConfigurationError(
+                f"the override's {key} has {len(text.strip()):,} characters, at most {longest:,} are recorded"
+            )
+        if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text.strip()):
+            raise ConfigurationError(f"the override's {key} is {text.strip()[:60]!r}, expected one line of text")
+    return Override(name.strip(), reason.strip())
 
 
-def judge(evaluation: Evaluation, limits: Limits | None = None) -> Verdict:
-    """Ask every criterion, whatever the others say; pass only if all hold."""
-    limits = limits or Limits()
-    policy, kelly = evaluation.metrics[POLICY], evaluation.metrics[KELLY_ONLY]
-    own, base = policy["sharpe"], kelly["sharpe"]
-    # A Kelly track without a ratio held nothing, or lost everything: as good as cash at best, whose ratio is 0.
-    difference = None if own is None else own - (base or 0.0)
-    criteria = (
-        _criterion("sharpe", own, ">=", limits.sharpe, "Annualised Sharpe ratio {v:.2f}, at least {x:.2f} asked."),
-        _criterion(
-            "probabilistic_sharpe",
-            policy["probabilistic_sharpe"],
-            ">=",
-            limits.probabilistic_sharpe,
-            "Probability {p} that the true Sharpe ratio is above 0, at least {x:.1%} asked.",
-        ),
-        _criterion(
-            "max_drawdown",
-            policy["max_drawdown"],
-            "<=",
-            limits.max_drawdown,
-            "Largest fall from a peak {v:.1%}, at most {x:.1%} allowed.",
-        ),
-        _criterion(
-            "trades", policy["trades"], ">=", limits.trades, "{v:.0f} closed round trips, at least {x:.0f} asked."
-        ),
-        _criterion(
-            "versus_kelly",
-            difference,
-            ">=",
-            limits.versus_kelly,
-            "Sharpe ratio {v:+.2f} against Kelly only on the same bars, at least {x:+.2f} asked.",
-        ),
-        _criterion(
-            "not_constant",
-            policy["multiplier_sd"],
-            ">=",
-            limits.multiplier_sd,
-            "The multiplier's standard deviation is {v:.3f}, at least {x:.3f} asked of a policy that decides anything.",
-        ),
-    )
-    return Verdict(all(criterion.passed for criterion in criteria), criteria)
+def judge(evaluation: Evaluation, config: GateConfig | None = None, override: Override | None = None) -> Verdict:
+    """Ask every criterion, whatever the others say; pass only if all hold, or where somebody overrides.
 
+    An ``override`` changes no criterion. It is in the verdict only where it was needed: ``passed`` with an
+    override always means that the evidence said no.
 
-def _criterion(
-    name: str, value: float | None, comparison: Literal[">=", "<="], limit: float, sentence: str
-) -> Criterion:
-    if value is None or not math.isfinite(value):
-        return Criterion(name, None, comparison, limit, False, "Could not be computed on this record, so it fails.")
-    passed = value >= limit if comparison == ">=" else value <= limit
-    # No estimate from a finite record is a certainty, so none is printed as 100.0 %.
-    probability = f"{value:.1%}" if value <= 0.999 else "above 99.9%"
-    return Criterion(name, value, comparison, limit, passed, sentence.format(v=value, x=limit, p=probability))
+    Raises
+    ------
+    ConfigurationError : the override lacks its name or its reason (:func:`parse_override`)
+    """
+    config = config or GateConfig()
+    if override is not None:
+        override = parse_override(override.name, override.reason)
+        if override is None:
+            raise ConfigurationError("the override has no name and no reason: it needs both, they are recorded")
+    criteria = ask(evaluation, config)
+    held = all(criterion.passed for criterion in criteria)
+    needed = None if held else override
+    return Verdict(held or needed is not None, criteria, needed, dataclasses.asdict(config))
