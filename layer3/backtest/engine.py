@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any, Final
 
 import numpy as np
@@ -12,7 +13,7 @@ from layer3.agent.bars import Bars
 from layer3.agent.environment import Account, EnvironmentConfig
 from layer3.agent.policy import Policy
 from layer3.backtest.metrics import summarise
-from layer3.backtest.record import BUY_AND_HOLD, FLAT, KELLY_ONLY, POLICY, Evaluation, Track
+from layer3.backtest.record import BUY_AND_HOLD, CHAMPION, FLAT, KELLY_ONLY, POLICY, Evaluation, Evidence, Track
 from layer3.errors import EvaluationError
 from layer3.ledger import Ledger
 
@@ -24,6 +25,7 @@ Decide = Callable[[NDArray[np.float32], int], float]
 
 #: Fewest decisions that a backtest is worth anything on: three weeks of hours.
 MIN_DECISIONS: Final = 500
+_SECTIONS: Final = tuple(entry.name for entry in fields(Evidence) if entry.name != "problems")
 
 
 def run(
@@ -32,11 +34,24 @@ def run(
     """Walk ``bars[window]`` with one account per strategy; decisions at a close, trades at the next open.
 
     A window of w bars holds w - 2 decisions: the last one needs two more opens.
+
+    Raises
+    ------
+    EvaluationError : the window holds no decision, or a number was not finite
     """
-    config = config or EnvironmentConfig()
-    n, steps = len(strategies), len(window) - 2
-    if steps < 1:
+    if len(window) < 3:
         raise EvaluationError(f"{len(window)} bars hold no decision: at least 3 are needed")
+    tracks, broken = _walk(bars, window, strategies, config or EnvironmentConfig())
+    if broken:
+        raise EvaluationError(broken)
+    return tracks
+
+
+def _walk(
+    bars: Bars, window: range, strategies: Mapping[str, Decide], config: EnvironmentConfig
+) -> tuple[dict[str, Track], str]:
+    """The tracks up to the first number that is not finite, and a sentence about it, empty where all were."""
+    n, steps = len(strategies), max(len(window) - 2, 0)
     account = Account(bars, n, config)
     equity = np.full((steps + 1, n), config.capital)
     exposure, multiplier = np.zeros((steps, n)), np.zeros((steps, n))
@@ -44,13 +59,15 @@ def run(
     trades: list[list[float]] = [[] for _ in range(n)]
     deciders = list(strategies.values())
     at = np.empty(n, dtype=np.intp)
-    for t, bar in enumerate(range(window.start, window.stop - 2)):
+    broken = ""
+    for t, bar in enumerate(range(window.start, window.start + steps)):
         at.fill(bar)
         states = account.observe(at)
         multiplier[t] = [decide(state, t) for decide, state in zip(deciders, states, strict=True)]
         if not np.isfinite(multiplier[t]).all():
-            name = list(strategies)[int(np.argmin(np.isfinite(multiplier[t])))]
-            raise EvaluationError(f"{name} answered no finite multiplier at bar {bar}: check the data and the policy")
+            broken = f"{_lost(strategies, multiplier[t])} answered no finite multiplier at bar {bar}: check the data"
+            steps = t
+            break
         exposure[t] = account.target(at, multiplier[t])
         fill, paid, _, _ = account.trade(at, exposure[t])
         turnover[t] = fill.notional / equity[t]
@@ -58,26 +75,37 @@ def run(
         if paid is not None:
             funding[t] = paid
         equity[t + 1] = account.ledger.equity(bars.open[bar + 2])
+        if not np.isfinite(equity[t + 1]).all():
+            broken = f"the equity of {_lost(strategies, equity[t + 1])} is not finite at bar {bar + 2}: check the data"
+            steps = t
+            break
         for row in np.flatnonzero(fill.closed):
             trades[row].append(float(fill.trade_return[row]))
     return {
         name: Track(
-            equity[:, i],
-            exposure[:, i],
-            multiplier[:, i],
-            turnover[:, i],
-            cost[:, i],
-            funding[:, i],
+            equity[: steps + 1, i],
+            exposure[:steps, i],
+            multiplier[:steps, i],
+            turnover[:steps, i],
+            cost[:steps, i],
+            funding[:steps, i],
             np.array(trades[i]),
         )
         for i, name in enumerate(strategies)
-    }
+    }, broken
+
+
+def _lost(strategies: Mapping[str, Decide], values: Floats) -> str:
+    """The first of ``strategies`` whose number is not finite."""
+    return list(strategies)[int(np.argmin(np.isfinite(values)))]
 
 
 def run_buy_and_hold(bars: Bars, window: range, config: EnvironmentConfig | None = None) -> Track:
     """All capital into the asset at the first open, held to the end: the asset itself, without funding or cap."""
     config = config or EnvironmentConfig()
-    steps = len(window) - 2
+    steps = max(len(window) - 2, 0)
+    if not steps:
+        return Track(np.array([config.capital]), *(np.empty(0) for _ in range(6)))
     opens = bars.open[window.start + 1 : window.stop]
     ledger = Ledger(1, config.capital, config.costs)
     fill = ledger.rebalance(1.0, opens[0])
@@ -88,38 +116,42 @@ def run_buy_and_hold(bars: Bars, window: range, config: EnvironmentConfig | None
 
 
 def evaluate(
-    bars: Bars, window: range, policy: Policy, info: Mapping[str, Any], config: EnvironmentConfig | None = None
+    bars: Bars,
+    window: range,
+    policy: Policy,
+    info: Mapping[str, Any],
+    config: EnvironmentConfig | None = None,
+    champion: Policy | None = None,
 ) -> Evaluation:
-    """Judge ``policy`` on ``bars[window]`` against Kelly only (multiplier 1), buy and hold, and flat.
+    """Walk ``policy`` over ``bars[window]`` beside Kelly only (multiplier 1), buy and hold, flat, and ``champion``.
 
-    ``info`` is what ingest knows of the data (symbol, source, synthetic, sha256, signals).
+    ``info`` is what ingest knows of the data (symbol, source, synthetic, sha256, signals). A record that cannot
+    carry a verdict (fewer than ``MIN_DECISIONS`` decisions, or cut off where a number was not finite) is no error:
+    every section of its evidence is missing, and ``evidence.problems`` says why.
 
     Raises
     ------
-    EvaluationError : fewer than ``MIN_DECISIONS`` decisions, or the period overlaps the one that
-        the policy was trained on, or its manifest does not say what that was
+    EvaluationError : the period overlaps the one that the policy was trained on, or its manifest does
+        not say what that was
     """
     config = config or EnvironmentConfig()
-    steps = len(window) - 2
-    if steps < MIN_DECISIONS:
-        raise EvaluationError(
-            f"the held-out period has {max(steps, 0)} decisions, at least {MIN_DECISIONS} are needed: supply more data"
-        )
-    timestamps = bars.timestamp[window.start : window.stop - 2]
     trained = _training_period(policy)
-    if np.datetime64(trained["end"][:19]).astype("datetime64[ns]").astype(np.int64) >= timestamps[0]:
+    first = bars.timestamp[min(window.start, len(bars) - 1)]
+    if np.datetime64(trained["end"][:19]).astype("datetime64[ns]").astype(np.int64) >= first:
         raise EvaluationError(
             f"policy {policy.model_id} was trained on data up to {trained['end']}, the held-out period "
-            f"starts at {_iso(timestamps[0])}: what was trained on cannot judge; choose a later period"
+            f"starts at {_iso(first)}: what was trained on cannot judge; choose a later period"
         )
-
-    def ask(state: NDArray[np.float32], _: int) -> float:
-        return float(policy.act(state)[0])
-
-    tracks = run(bars, window, {POLICY: ask, KELLY_ONLY: lambda *_: 1.0, FLAT: lambda *_: 0.0}, config)
-    tracks[BUY_AND_HOLD] = run_buy_and_hold(bars, window, config)
+    strategies = {POLICY: _asking(policy), KELLY_ONLY: lambda *_: 1.0, FLAT: lambda *_: 0.0}
+    if champion is not None:
+        strategies[CHAMPION] = _asking(champion)
+    with np.errstate(invalid="ignore"):
+        tracks, broken = _walk(bars, window, strategies, config)
+    steps = len(tracks[POLICY].exposure)
+    tracks[BUY_AND_HOLD] = run_buy_and_hold(bars, window[: steps + 2], config)
+    timestamps = bars.timestamp[window.start : window.start + steps]
     metrics = {name: summarise(track, bars.interval_seconds) for name, track in tracks.items()}
-    at = slice(window.start, window.stop - 2)
+    at = slice(window.start, window.start + steps)
     tradeable = bars.base_fraction[at] * bars.direction[at] != 0.0
     chosen = tracks[POLICY].multiplier[tradeable]
     metrics[POLICY]["multiplier_mean"] = float(chosen.mean()) if chosen.size else None
@@ -132,12 +164,21 @@ def evaluate(
         "seed": policy.manifest["seed"],
         "code_version": policy.manifest["code_version"],
         "training_period": trained,
-        "period": {"start": _iso(timestamps[0]), "end": _iso(timestamps[-1])},
+        "period": {"start": _iso(first), "end": _iso(timestamps[-1] if steps else first)},
         "interval_seconds": bars.interval_seconds,
         "capital": config.capital,
         "costs": {"commission": config.costs.commission, "slippage": config.costs.slippage},
     }
-    return Evaluation(timestamps, tracks, metrics, context)
+    if broken:
+        broken = f"the record ends after {steps:,} decisions: {broken}"
+    elif steps < MIN_DECISIONS:
+        broken = f"the held-out period has {steps:,} decisions, at least {MIN_DECISIONS} are needed: supply more data"
+    missing = dict.fromkeys(_SECTIONS, broken) if broken else {}
+    return Evaluation(timestamps, tracks, metrics, context, Evidence(problems=missing))
+
+
+def _asking(policy: Policy) -> Decide:
+    return lambda state, _: float(policy.act(state)[0])
 
 
 def _training_period(policy: Policy) -> dict[str, str]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layer3.backtest.record import Track
-from layer3.backtest.significance import probabilistic_sharpe
+from layer3.backtest.significance import NO_SPREAD, probabilistic_sharpe
 
 __all__ = [
     "annual_return",
@@ -29,8 +29,6 @@ __all__ = [
 Floats = NDArray[np.float64]
 
 _YEAR_SECONDS = 365 * 86_400
-#: Spreads of returns below this are rounding, not risk.
-_NO_SPREAD = 1e-12
 
 
 def periods_per_year(interval_seconds: float) -> float:
@@ -46,7 +44,7 @@ def volatility(returns: Floats, periods: float) -> float | None:
 def sharpe(returns: Floats, periods: float) -> float | None:
     """Annualised Sharpe ratio (Sharpe 1994) of returns (n,) over cash at 0 %."""
     spread = volatility(returns, periods)
-    if spread is None or spread <= _NO_SPREAD:
+    if spread is None or spread <= NO_SPREAD:
         return None
     return float(returns.mean()) * periods / spread
 
@@ -56,7 +54,7 @@ def sortino(returns: Floats, periods: float) -> float | None:
     if len(returns) < 2:
         return None
     downside = math.sqrt(float(np.mean(np.minimum(returns, 0.0) ** 2)))
-    return float(returns.mean()) / downside * math.sqrt(periods) if downside > _NO_SPREAD else None
+    return float(returns.mean()) / downside * math.sqrt(periods) if downside > NO_SPREAD else None
 
 
 def max_drawdown(equity: Floats) -> float:
@@ -77,7 +75,7 @@ def annual_return(equity: Floats, periods: float) -> float | None:
 def calmar(equity: Floats, periods: float) -> float | None:
     """Compound annual return over the maximum drawdown."""
     growth, fall = annual_return(equity, periods), max_drawdown(equity)
-    return growth / fall if growth is not None and fall > _NO_SPREAD else None
+    return growth / fall if growth is not None and fall > NO_SPREAD else None
 
 
 def summarise(track: Track, interval_seconds: float) -> dict[str, float | None]:
@@ -101,9 +99,9 @@ def summarise(track: Track, interval_seconds: float) -> dict[str, float | None]:
         "calmar": None if lost else calmar(track.equity, periods),
         "max_drawdown": max_drawdown(track.equity),
         "volatility": volatility(returns, periods),
-        "turnover": None if lost else float(track.turnover.sum() / years),
+        "turnover": None if lost or not years else float(track.turnover.sum() / years),
         "costs_paid": float(track.cost.sum()),
         "trades": float(len(track.trades)),
         "win_rate": float(np.mean(track.trades > 0.0)) if len(track.trades) else None,
-        "mean_exposure": float(np.mean(np.abs(track.exposure))),
+        "mean_exposure": float(np.mean(np.abs(track.exposure))) if years else None,
     }
