@@ -48,7 +48,7 @@ def ask(evaluation: Evaluation, config: GateConfig) -> tuple[Criterion, ...]:
 
 def _sharpe(evaluation: Evaluation, config: GateConfig) -> list[Criterion]:
     evidence, ratio = evaluation.evidence, evaluation.metrics.get(POLICY, {}).get("sharpe")
-    why = _why(evidence, "trust", "the record's returns have no spread (no trades, a flat market), or all was lost")
+    why = evidence.problems.get("trust", "the returns have no spread (no trades, a flat market), or all was lost")
     give = f" (standard error {_ratio(evidence.trust.standard_error)})" if evidence.trust else ""
     shown = _shown(ratio, ">=", config.sharpe)
     sentence = f"Annualised Sharpe ratio {shown}{give}, at least {config.sharpe:g} asked."
@@ -102,7 +102,7 @@ def _track_record(evaluation: Evaluation, config: GateConfig) -> list[Criterion]
 def _conduct(evaluation: Evaluation, config: GateConfig) -> list[Criterion]:
     """How far it fell, and how often it traded."""
     policy = evaluation.metrics.get(POLICY, {})
-    why = _why(evaluation.evidence, "trust", "the record's metrics do not hold it")
+    why = evaluation.evidence.problems.get("trust", "it is not among the record's metrics")
     fall, trades = policy.get("max_drawdown"), policy.get("trades")
     fallen = _shown(fall, "<=", config.max_drawdown, digits=1, percent=True)
     allowed = f"Largest fall from a peak {fallen}, at most {_percent(config.max_drawdown)} allowed."
@@ -133,14 +133,18 @@ def _permutation(evaluation: Evaluation, config: GateConfig) -> list[Criterion]:
         f"With {what} of the price path in random order the policy did as well on {as_good:,} of "
         f"{len(worst.values):,} paths: p {_shown(worst.p, '<=', limit, digits=3)}, at most {limit:g} allowed."
     )
-    return [_criterion("permutation_p", worst.p, "<=", limit, sentence, "its p value is no probability", high=1.0)]
+    return [
+        _criterion("permutation_p", worst.p, "<=", limit, sentence, "its p value is no probability", low=0.0, high=1.0)
+    ]
 
 
 def _kelly(evaluation: Evaluation, config: GateConfig) -> list[Criterion]:
     """What the policy adds to the chain with multiplier 1 on the same bars, by its claim."""
     evidence = evaluation.evidence
     difference = _against(evidence, KELLY_ONLY)
-    why = _why(evidence, "differences", "Kelly only was not compared with, or has no Sharpe ratio on these bars")
+    why = _why(
+        evidence, "differences", "Kelly only was not compared with, or one of the two has no Sharpe ratio on these bars"
+    )
     if config.claim == "return":
         low = difference.sharpe.low if difference else None
         if low == 0.0:
@@ -214,7 +218,7 @@ def _walk_forward(evaluation: Evaluation, config: GateConfig) -> list[Criterion]
     if not asked.required:
         return []
     walk, limit = evaluation.evidence.walk_forward, asked.probabilistic_sharpe
-    why = _why(evaluation.evidence, "walk_forward", "no walk-forward was run, or its record has no Sharpe ratio")
+    why = _why(evaluation.evidence, "walk_forward", "its stitched record has no Sharpe ratio that could be judged")
     likely = walk.trust.probabilistic if walk else None
     ratio = _ratio(walk.trust.sharpe) if walk else ""
     made = f"{_count(len(walk.folds), 'fold')} and {_count(len(walk.seeds), 'seed')}" if walk else ""
@@ -253,8 +257,9 @@ def _holds(value: float, comparison: _Sign, limit: float) -> bool:
 
 
 def _why(evidence: Evidence, section: str, otherwise: str) -> str:
-    """What the evidence says about the missing section, else the likely reason."""
-    return evidence.problems.get(section) or otherwise
+    """What the evidence says about its section; ``otherwise`` where the section is there and lacks one number."""
+    missing = f"the evidence has no section {section!r}" if not getattr(evidence, section) else otherwise
+    return evidence.problems.get(section, missing)
 
 
 def _ended(sentence: str) -> str:
