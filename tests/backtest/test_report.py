@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 
 from layer3.backtest import tables
-from layer3.backtest.charts import Layout, Series, Style, _spread, average, average_span, lines_chart, thin
+from layer3.backtest.charts import Layout, Series, Style, average, average_span, lines_chart, thin
+from layer3.backtest.drawing import spread_apart
 from layer3.backtest.record import FLAT, KELLY_ONLY, POLICY, Criterion, Evaluation, Verdict
 from layer3.backtest.report import render_tear_sheet, render_verdict_markdown
 from layer3.errors import EvaluationError
@@ -242,7 +243,7 @@ def test_averages_cover_whole_days() -> None:
 
 
 def test_labels_never_overlap() -> None:
-    places = _spread([50.0, 50.0, 51.0, 200.0, 199.0], 13.0, 200.0)
+    places = spread_apart([50.0, 50.0, 51.0, 200.0, 199.0], 13.0, 200.0)
     assert np.diff(sorted(places)).min() >= 13.0
     assert max(places) <= 200.0
     assert places[0] < places[2] < places[4]
