@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from layer3 import contract
+from layer3 import contract, machine
 from layer3.agent.networks import single_threaded
 from layer3.agent.ppo import PPOConfig
 
@@ -58,6 +57,6 @@ def _rate(multiply: Callable[..., Any], convert: Callable[..., Any], seconds: fl
             done += 1
         return done * 2.0 * _SIDE**3 / passed
 
-    cores = os.cpu_count() or 1
+    cores = machine.cores()
     with ThreadPoolExecutor(cores) as pool:
         return sum(pool.map(work, range(cores)))

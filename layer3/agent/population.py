@@ -1,10 +1,10 @@
 """Many policies trained at once: every (fold, seed) of a setting, the same numbers as each trained alone.
 
 Policies of equal settings form a population; several settings are trained one after another. Between
-two updates the policies walk their windows together; then each makes its update on its own rollout. On
-a CPU the work is handed to ``threads`` workers in pieces of a few policies, cut without regard to how
-many workers there are, so that their number changes no bit: first the walk, then the critics'
-judgement, then actors and critics apart. On a GPU there is one piece.
+two updates the policies walk their windows; then each makes its update on its own rollout. On a CPU
+the work is handed to a crew of ``workers`` in pieces of a few policies, cut without regard to how many
+workers there are, so that their number changes no bit: first everybody walks and judges, then actors
+and critics are improved apart. On a GPU there is one piece.
 
 Every policy draws from its own generator, always in the same order, so that who else is trained
 changes nothing.
@@ -15,24 +15,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
-from queue import SimpleQueue
 from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from layer3 import contract, machine
 from layer3.agent import checkpoint as checkpoints
-from layer3.agent import ppo
 from layer3.agent.bars import Bars
+from layer3.agent.crew import Crew
 from layer3.agent.environment import EnvironmentConfig
-from layer3.agent.networks import Adam, Network, initial_weights, single_threaded, weights_of, weights_size
-from layer3.agent.ppo import Experience, PPOConfig, Progress
-from layer3.agent.team import EXPLORATION, Fold, Team
+from layer3.agent.networks import single_threaded, weights_of, weights_size
+from layer3.agent.ppo import PPOConfig, Progress
+from layer3.agent.share import FIGURES, Share, Walk, assign, blank_board
+from layer3.agent.team import EXPLORATION, Fold
 from layer3.errors import ConfigurationError, TrainingError
 
 __all__ = ["Report", "Settings", "Trained", "memory_needed", "train"]
@@ -77,13 +75,13 @@ class Trained:
     curves: tuple[Progress, ...]
 
 
-def memory_needed(policies: int, config: PPOConfig, bars: int, device: str = "cpu", threads: int = 1) -> int:
+def memory_needed(policies: int, config: PPOConfig, bars: int, device: str = "cpu", workers: int = 1) -> int:
     """Bytes that training ``policies`` policies of one setting on ``bars`` bars takes at most, torch itself aside.
 
-    On a GPU all policies are one piece of work, on a CPU ``threads`` pieces of a few are under way at once.
+    On a GPU all policies are one piece of work, on a CPU ``workers`` pieces of a few are under way at once.
     """
     size = _CHUNK if device == "cpu" else policies
-    chunk, threads = min(policies, size), threads if device == "cpu" else 1
+    chunk, workers = min(policies, size), workers if device == "cpu" else 1
     weights = weights_size(config.hidden, 2) + weights_size(config.hidden, 1)
     number, long = 4, 8
     samples = config.samples * (number * (contract.STATE_DIM + 6) + long * (3 + 2 * config.epochs))
@@ -94,7 +92,7 @@ def memory_needed(policies: int, config: PPOConfig, bars: int, device: str = "cp
     working = chunk * config.batch * number * (8 * config.hidden + 6 * contract.STATE_DIM)
     exploring = chunk * EXPLORATION * config.environments * 3 * long
     # What the allocator keeps between.
-    return int(1.25 * (policies * own + -(-policies // size) * market + threads * (working + exploring)))
+    return int(1.25 * (policies * own + -(-policies // size) * market + workers * (working + exploring)))
 
 
 def train(
@@ -104,7 +102,7 @@ def train(
     folds: Sequence[range | Fold],
     settings: Sequence[Settings] = (Settings(),),
     device: str = "cpu",
-    threads: int | None = None,
+    workers: int | None = None,
     checkpoint: str | None = None,
     checkpoint_every: int = 25,
     on_progress: Callable[[Report], None] = lambda _: None,
@@ -116,7 +114,8 @@ def train(
     folds : what each policy may see of ``bars``: a range of bars, or several (of histories that
         :func:`layer3.agent.bars.concatenate` joined)
     device : "cpu" or "cuda"
-    threads : workers on a CPU, by default one per core; the result does not depend on it
+    workers : processes (threads where the system cannot fork) on a CPU, by default one per core; the
+        result does not depend on it
     checkpoint : address (local or ``gs://``) of a file that is written every ``checkpoint_every``
         updates; where it exists, training goes on from there. One setting only.
 
@@ -129,32 +128,34 @@ def train(
     ConfigurationError : an argument is out of range, or the device is not there
     """
     windows = [(fold,) if isinstance(fold, range) else tuple(fold) for fold in folds]
-    workers = _checked(seeds, windows, settings, device, threads, checkpoint, checkpoint_every)
+    count = _checked(seeds, windows, settings, device, workers, checkpoint, checkpoint_every)
     for fold in windows:
         for window in fold:
             _check_learnable(bars, window)
     members = [(seed, fold) for fold in windows for seed in seeds]
     for setting in settings:
-        _check_memory(memory_needed(len(members), setting.ppo, len(bars), device, workers), len(members), device)
+        _check_memory(memory_needed(len(members), setting.ppo, len(bars), device, count), len(members), device)
     total = sum(setting.ppo.updates * setting.ppo.samples for setting in settings) * len(members)
     started, done = time.perf_counter(), 0
     trained: list[Trained] = []
-    with single_threaded(), ThreadPoolExecutor(workers) as pool:
-        for number, setting in enumerate(settings):
-            population = _Population(bars, members, setting, torch.device(device), pool, workers)
-            saved = checkpoints.Checkpoint(checkpoint, population.identity(bars)) if checkpoint else None
-            if saved:
-                population.resume(saved)
-            places = tuple(range(number * len(members), (number + 1) * len(members)))
-            updates, samples = setting.ppo.updates, setting.ppo.samples * len(members)
+    for number, setting in enumerate(settings):
+        saved = None
+        if checkpoint is not None:
+            saved = checkpoints.Checkpoint(checkpoint, checkpoints.identity(bars, members, setting))
+        places = tuple(range(number * len(members), (number + 1) * len(members)))
+        updates, samples = setting.ppo.updates, setting.ppo.samples * len(members)
+        with (
+            single_threaded(),
+            _Population(bars, members, setting, torch.device(device), count, saved) as population,
+        ):
             while population.update < updates:
-                figures = population.improve(time.perf_counter() - started, saved)
-                if saved and (population.update % checkpoint_every == 0 or population.update == updates):
-                    saved.write(population.snapshot(), population.generators())
+                figures = population.improve(time.perf_counter() - started)
+                if population.update % checkpoint_every == 0 or population.update == updates:
+                    population.save()
                 at = done + population.update * samples
                 on_progress(Report(at, total, time.perf_counter() - started, places, figures))
-            done += updates * samples
             trained += population.results()
+        done += updates * samples
     return tuple(trained)
 
 
@@ -167,127 +168,70 @@ class _Population:
         members: Sequence[tuple[int, Fold]],
         settings: Settings,
         device: torch.device,
-        pool: ThreadPoolExecutor,
         workers: int,
+        saved: checkpoints.Checkpoint | None,
     ) -> None:
         config, count = settings.ppo, len(members)
-        self._members, self._settings, self._pool = members, settings, pool
+        self._members, self._settings, self._saved = members, settings, saved
         self._per_year = math.sqrt(_YEAR_SECONDS / bars.interval_seconds)
-        self.update = 0
-        host = device.type == "cpu"
-        size = _CHUNK if host else count
-        self._chunks = [slice(first, min(first + size, count)) for first in range(0, count, size)]
-
-        def team(chunk: slice) -> Team:
-            return Team(bars, chunk.start, members[chunk], settings.environment, config, device, on_host=host)
-
-        self._teams = list(pool.map(team, self._chunks))
-        self._networks: SimpleQueue[tuple[Network, Network]] = SimpleQueue()
-        for _ in range(workers if host else 1):
-            shape = (min(size, count), config.batch, config.hidden)
-            self._networks.put((Network(*shape, 2, device), Network(*shape, 1, device)))
-        generators = [torch.Generator().manual_seed(seed) for seed, _ in members]
-        biases = ([0.0, config.log_sd_start], [0.0])
-        self._state: dict[str, Tensor] = {}
-        for name, bias, gain in zip(("actor", "critic"), biases, (0.01, 1.0), strict=True):
-            weights = torch.stack([initial_weights(config.hidden, bias, gain, g) for g in generators]).to(device)
-            self._state |= {
-                name: weights,
-                f"{name}.mean": torch.zeros_like(weights),
-                f"{name}.square": torch.zeros_like(weights),
-                f"{name}.steps": torch.zeros(count, 1, device=device),
-            }
-        t, n = config.rollout, config.environments
-        shape = (count, t, n)
-        self._seen = Experience(
-            states=torch.empty(*shape, contract.STATE_DIM, device=device),
-            last_states=torch.empty(count, n, contract.STATE_DIM, device=device),
-            actions=torch.empty(shape, device=device),
-            log_density=torch.empty(shape, device=device),
-            rewards=torch.empty(shape, device=device),
-            terminated=torch.zeros(shape, dtype=torch.bool, device=device),
-            truncated=torch.zeros(t, n, dtype=torch.bool, device=device),
-            final_states=torch.empty(count, 0, contract.STATE_DIM, device=device),
-        )
-        self._growth = torch.empty(shape, dtype=torch.float64, device=device)
         self._curves = np.zeros((config.updates, count, len(_FIGURES)))
-
-    def improve(self, seconds: float, saved: checkpoints.Checkpoint | None) -> tuple[Progress, ...]:
-        """One rollout and one update of every policy; where each stands then."""
-        config = self._settings.ppo
-        self._seen.truncated.zero_()
-        cut = self._pool.map(
-            lambda team: team.walk(self._state["actor"][team.places], self._seen, self._growth), self._teams
+        self.update = 0
+        self._board = blank_board([seed for seed, _ in members], config, device)
+        size = _CHUNK if device.type == "cpu" else count
+        chunks = [slice(first, min(first + size, count)) for first in range(0, count, size)]
+        walks = self._resume(chunks)
+        self._seconds = float(self._curves[self.update - 1, 0, _FIGURES.index("seconds")]) if self.update else 0.0
+        halves = assign(chunks, workers)
+        self._crew = Crew(
+            len(halves),
+            lambda worker: Share(bars, members, settings.environment, config, self._board, halves[worker], walks),
         )
-        final_states = torch.cat(list(cut))
-        order = torch.from_numpy(self._orders()).to(final_states.device)
+
+    def __enter__(self) -> _Population:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._crew.__exit__()
+
+    def improve(self, seconds: float) -> tuple[Progress, ...]:
+        """One rollout and one update of every policy; where each stands then, ``seconds`` after this training began
+        or was taken up."""
+        config, board = self._settings.ppo, self._board
+        self._crew.call("gather")
         rate = config.rate(self.update)
-        views = [_part(self._seen, final_states, chunk) for chunk in self._chunks]
-        judged = list(self._pool.map(self._judge, self._chunks, views))
-        halves = []
-        for chunk, view, (advantages, goals, _) in zip(self._chunks, views, judged, strict=True):
-            halves.append(self._pool.submit(self._half, "actor", chunk, view, advantages, order[chunk], rate))
-            halves.append(self._pool.submit(self._half, "critic", chunk, view, goals, order[chunk], rate))
-        actors = [half.result() for half in halves][::2]
+        self._crew.call("improve", rate)
         self.update += 1
-        multiplier = contract.MULTIPLIER_HIGH * torch.sigmoid(self._seen.actions.flatten(1))
-        growth = self._growth.flatten(1)
+        multiplier = contract.MULTIPLIER_HIGH * torch.sigmoid(board.seen.actions.flatten(1))
+        growth = board.growth.flatten(1)
         deviation = growth.std(dim=1)
         columns = {
-            "reward": self._seen.rewards.flatten(1).mean(1),
+            "reward": board.seen.rewards.flatten(1).mean(1),
             "sharpe": torch.where(deviation > 0.0, self._per_year * growth.mean(1) / deviation, 0.0),
             "multiplier_mean": multiplier.mean(1),
             "multiplier_sd": multiplier.std(1),
-            "explained_variance": torch.cat([explained for _, _, explained in judged]),
-            **{
-                name: torch.cat([getattr(figures, name) for figures in actors])
-                for name in ("entropy", "kl", "clip_fraction", "gradient")
-            },
+            **dict(zip(FIGURES, board.figures.unbind(1), strict=True)),
         }
         table = self._curves[self.update - 1]
-        known = {"steps": self.update * config.samples, "total_steps": config.updates * config.samples}
+        known = {
+            "steps": self.update * config.samples,
+            "total_steps": config.updates * config.samples,
+            "learning_rate": rate,
+            "seconds": self._seconds + seconds,
+        }
         for column, name in enumerate(_FIGURES):
-            if name in columns:
-                table[:, column] = columns[name].double().cpu().numpy()
-            else:
-                table[:, column] = known.get(name, rate if name == "learning_rate" else seconds)
-        self._check_finite(table, saved)
+            table[:, column] = columns[name].double().cpu().numpy() if name in columns else known[name]
+        self._check_finite(table)
         return tuple(_progress(row) for row in table)
 
-    def _orders(self) -> NDArray[np.int64]:
-        """Which sample comes when, (P, epochs, T n), each policy's from its own generator."""
-        config = self._settings.ppo
-        generators = [rng for team in self._teams for rng in team.generators]
-        return np.stack([[rng.permutation(config.samples) for _ in range(config.epochs)] for rng in generators])
-
-    def _judge(self, chunk: slice, view: Experience) -> tuple[Tensor, Tensor, Tensor]:
-        networks = self._networks.get()
-        try:
-            return ppo.advantages_of(networks[1], self._state["critic"][chunk], view, self._settings.ppo)
-        finally:
-            self._networks.put(networks)
-
-    def _half(
-        self, name: str, chunk: slice, view: Experience, goals: Tensor, order: Tensor, rate: float
-    ) -> ppo.ActorFigures | None:
-        adam = Adam(*(self._state[f"{name}{part}"][chunk] for part in ("", ".mean", ".square", ".steps")))
-        actor, critic = networks = self._networks.get()
-        try:
-            if name == "actor":
-                return ppo.improve_actor(actor, adam, view, goals, order, self._settings.ppo, rate)
-            ppo.improve_critic(critic, adam, view, goals, order, self._settings.ppo, rate)
-            return None
-        finally:
-            self._networks.put(networks)
-
-    def _check_finite(self, table: NDArray[np.float64], saved: checkpoints.Checkpoint | None) -> None:
-        weights = torch.cat([self._state["actor"], self._state["critic"]], dim=1).sum(1).cpu().numpy()
+    def _check_finite(self, table: NDArray[np.float64]) -> None:
+        state = self._board.state
+        weights = (state["actor"].sum(1) + state["critic"].sum(1)).cpu().numpy()
         bad = np.flatnonzero(~(np.isfinite(table).all(axis=1) & np.isfinite(weights)))
         if not bad.size:
             return
         seed, _ = self._members[bad[0]]
         figures = _progress(table[bad[0]])
-        kept = saved.describe() if saved else "there is no checkpoint"
+        kept = self._saved.describe() if self._saved else "there is no checkpoint"
         raise TrainingError(
             f"training of seed {seed} diverged after {figures.steps:,} steps (reward {figures.reward}, "
             f"KL {figures.kl}, explained variance {figures.explained_variance}; {bad.size} of {len(table)} policies): "
@@ -295,75 +239,64 @@ class _Population:
             f"{kept}"
         )
 
-    def identity(self, bars: Bars) -> dict[str, Any]:
-        """What makes this training this one and no other."""
-        return checkpoints.identity(bars, self._members, self._settings)
-
-    def snapshot(self) -> dict[str, NDArray[Any]]:
-        """Every array that the next update depends on, and the curves so far."""
-        arrays: dict[str, NDArray[Any]] = {name: tensor.cpu().numpy() for name, tensor in self._state.items()}
-        walks = [team.environment.snapshot() for team in self._teams]
-        # Joined, so that a training may be taken up with another number of workers.
-        arrays |= {f"walk.{name}": np.concatenate([walk[name] for walk in walks], axis=-1) for name in walks[0]}
-        return arrays | {"curves": self._curves[: self.update]}
-
-    def generators(self) -> list[dict[str, Any]]:
-        """Where each policy's random stream stands."""
-        return [dict(rng.bit_generator.state) for team in self._teams for rng in team.generators]
-
-    def resume(self, saved: checkpoints.Checkpoint) -> None:
-        """Go on from ``saved``, if there is one."""
-        found = saved.read()
-        if found is None:
+    def save(self) -> None:
+        """Write every array that the next update depends on, and the curves so far, where there is a checkpoint."""
+        if self._saved is None:
             return
+        walks: dict[int, Walk] = {first: walk for part in self._crew.call("walks") for first, walk in part.items()}
+        arrays: dict[str, NDArray[Any]] = {name: tensor.cpu().numpy() for name, tensor in self._board.state.items()}
+        ordered = [walks[first] for first in sorted(walks)]
+        # Joined, so that a training may be taken up on another machine's number of workers.
+        arrays |= {
+            f"walk.{name}": np.concatenate([arrays_of[name] for arrays_of, _ in ordered], axis=-1)
+            for name in ordered[0][0]
+        }
+        generators = [state for _, states in ordered for state in states]
+        self._saved.write(arrays | {"curves": self._curves[: self.update]}, generators)
+
+    def _resume(self, chunks: Sequence[slice]) -> dict[int, Walk]:
+        """Take up what was saved, if anything was; where each chunk's windows and random streams were then."""
+        found = self._saved.read() if self._saved else None
+        if found is None:
+            return {}
         arrays, generators = found
-        for name, tensor in self._state.items():
+        for name, tensor in self._board.state.items():
             tensor.copy_(torch.from_numpy(arrays[name]))
         self.update = len(arrays["curves"])
         self._curves[: self.update] = arrays["curves"]
         n = self._settings.ppo.environments
-        for team in self._teams:
-            rows = slice(team.places.start * n, team.places.stop * n)
-            walk = {name[5:]: array[..., rows] for name, array in arrays.items() if name.startswith("walk.")}
-            team.resume(walk, generators[team.places])
+        walk = {name[5:]: array for name, array in arrays.items() if name.startswith("walk.")}
+        return {
+            chunk.start: (
+                {name: array[..., chunk.start * n : chunk.stop * n] for name, array in walk.items()},
+                generators[chunk],
+            )
+            for chunk in chunks
+        }
 
     def results(self) -> list[Trained]:
         """Every policy, once training is over."""
-        config = self._settings.ppo
-        w1, b1, w2, b2, w3, b3 = (part.cpu().numpy() for part in weights_of(self._state["actor"], config.hidden, 2))
+        config, actor = self._settings.ppo, self._board.state["actor"]
+        w1, b1, w2, b2, w3, b3 = (part.cpu().numpy() for part in weights_of(actor, config.hidden, 2))
+        seen = {first: arrays for part in self._crew.call("observations") for first, arrays in part.items()}
+        mean, std, kept = (np.concatenate([seen[first][k] for first in sorted(seen)]) for k in range(3))
         trained = []
-        for team in self._teams:
-            mean, std = team.mean[:, 0].cpu().numpy(), team.std[:, 0].cpu().numpy()
-            for own, place in enumerate(range(team.places.start, team.places.stop)):
-                seed, fold = self._members[place]
-                tensors = {
-                    "mean": mean[own],
-                    "std": std[own],
-                    "w1": w1[place].T,
-                    "b1": b1[place, 0],
-                    "w2": w2[place].T,
-                    "b2": b2[place, 0],
-                    "w3": w3[place].T,
-                    "b3": b3[place, 0],
-                }
-                curves = tuple(_progress(row) for row in self._curves[:, place])
-                copied = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-                trained.append(Trained(seed, tuple(fold), self._settings, copied, team.kept[own], curves))
+        for place, (seed, fold) in enumerate(self._members):
+            tensors = {
+                "mean": mean[place],
+                "std": std[place],
+                "w1": w1[place].T,
+                "b1": b1[place, 0],
+                "w2": w2[place].T,
+                "b2": b2[place, 0],
+                "w3": w3[place].T,
+                "b3": b3[place, 0],
+            }
+            curves = tuple(_progress(row) for row in self._curves[:, place])
+            # Copied: the board goes when training is over.
+            own = {name: np.array(tensor, order="C") for name, tensor in tensors.items()}
+            trained.append(Trained(seed, tuple(fold), self._settings, own, kept[place], curves))
         return trained
-
-
-def _part(seen: Experience, final_states: Tensor, chunk: slice) -> Experience:
-    """A chunk's policies of a rollout."""
-    return Experience(
-        states=seen.states[chunk],
-        last_states=seen.last_states[chunk],
-        actions=seen.actions[chunk],
-        log_density=seen.log_density[chunk],
-        rewards=seen.rewards[chunk],
-        terminated=seen.terminated[chunk],
-        truncated=seen.truncated,
-        final_states=final_states[chunk],
-    )
 
 
 def _progress(row: NDArray[np.float64]) -> Progress:
@@ -376,7 +309,7 @@ def _checked(
     folds: Sequence[Fold],
     settings: Sequence[Settings],
     device: str,
-    threads: int | None,
+    workers: int | None,
     checkpoint: str | None,
     checkpoint_every: int,
 ) -> int:
@@ -393,14 +326,14 @@ def _checked(
         raise ConfigurationError(f"device is {device!r}, expected cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError("device cuda is not there: torch finds no GPU, or is its CPU build; use device cpu")
-    workers = machine.cores() if threads is None else threads
-    if workers < 1:
-        raise ConfigurationError(f"threads is {threads}, expected at least 1")
+    count = machine.cores() if workers is None else workers
+    if count < 1:
+        raise ConfigurationError(f"workers is {workers}, expected at least 1")
     if checkpoint is not None and len(settings) > 1:
         raise ConfigurationError(f"{len(settings)} settings share no checkpoint: train them one after another")
     if checkpoint_every < 1:
         raise ConfigurationError(f"checkpoint_every is {checkpoint_every}, expected at least 1 update")
-    return workers if device == "cpu" else 1
+    return count if device == "cpu" else 1
 
 
 def _check_memory(needed: int, policies: int, device: str) -> None:

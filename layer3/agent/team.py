@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -118,15 +119,15 @@ class Team:
         """(G, n, 16) as the networks see them."""
         return ((states - self.mean) / self.std).clamp_(-OBSERVATION_CLIP, OBSERVATION_CLIP)
 
-    def walk(self, weights: Tensor, seen: Experience, growth: Tensor) -> Tensor:
-        """One rollout under the actors ``weights`` (G, N), into this team's places of ``seen`` and ``growth``;
-        what the windows that ran into their time limit would have seen, (G, r, 16)."""
+    def walk(self, weights: Tensor, seen: Experience, growth: Tensor) -> Experience:
+        """One rollout under the actors ``weights`` (G, N), written into this team's views ``seen`` and ``growth``
+        (G, T, n); ``seen`` again, with the windows that ran into their time limit and what they would have seen."""
         steps, (size, n) = self._config.rollout, self._size
         starts = self._sent(self._draw_starts(steps).reshape(steps, -1))
         noise = torch.from_numpy(
             np.stack([rng.standard_normal((steps, n), dtype=np.float32) for rng in self.generators])
         ).to(self._device)
-        mine = self.places
+        truncated = torch.zeros(steps, n, dtype=torch.bool, device=self._device)
         cut = [torch.empty(size, 0, contract.STATE_DIM, device=self._device)]
         for k in range(steps):
             x = self.normalise(self.states)
@@ -135,16 +136,20 @@ class Team:
             u = outputs[..., 0] + torch.exp(log_sd) * noise[:, k]
             multiplier = (contract.MULTIPLIER_HIGH * torch.sigmoid(u.double())).view(-1)
             step = self.environment.step(multiplier.numpy() if self._on_host else multiplier, starts[k])
-            seen.states[mine, k], seen.actions[mine, k] = x, u
-            seen.log_density[mine, k] = ppo.log_density(u, outputs[..., 0], log_sd)
-            seen.rewards[mine, k], growth[mine, k] = self._observed(step.reward), self._observed(step.growth)
-            seen.terminated[mine, k] = self._observed(step.terminated)
+            seen.states[:, k], seen.actions[:, k] = x, u
+            seen.log_density[:, k] = ppo.log_density(u, outputs[..., 0], log_sd)
+            seen.rewards[:, k], growth[:, k] = self._observed(step.reward), self._observed(step.growth)
+            seen.terminated[:, k] = self._observed(step.terminated)
             if step.truncated.any():
                 # The windows' ages are alike in every policy.
                 rows = np.flatnonzero(step.truncated[:n])
                 cut.append(self.normalise(self._observed(step.final_states)[:, rows]))
-                if mine.start == 0:
-                    seen.truncated[k, rows] = True
+                truncated[k, rows] = True
             self.states = self._observed(step.states)
-        seen.last_states[mine] = self.normalise(self.states)
-        return torch.cat(cut, dim=1)
+        seen.last_states.copy_(self.normalise(self.states))
+        return replace(seen, truncated=truncated, final_states=torch.cat(cut, dim=1))
+
+    def orders(self) -> NDArray[np.int64]:
+        """Which sample of a rollout comes when, (G, epochs, T n), each policy's from its own stream."""
+        config = self._config
+        return np.stack([[rng.permutation(config.samples) for _ in range(config.epochs)] for rng in self.generators])

@@ -14,7 +14,7 @@ from layer3.backtest.comparison import MEASURES, Reference
 from layer3.backtest.holdout import REFERENCES, decider, walk
 from layer3.version import source_sha256
 
-__all__ = ["OBJECTIVE", "Scores", "compute_device", "note", "references", "train_and_score"]
+__all__ = ["OBJECTIVE", "Scores", "note", "references", "train_and_score"]
 
 #: What a search maximises: the mean over seeds of what PPO itself maximises, on bars that it never saw.
 OBJECTIVE: Final = "reward"
@@ -30,7 +30,7 @@ def train_and_score(
     seeds: Sequence[int],
     steps: int,
     device: str = "cpu",
-    threads: int | None = None,
+    workers: int | None = None,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Scores:
     """Train one policy per seed, together, and score each on the validation part; the test part is not looked at.
@@ -52,7 +52,7 @@ def train_and_score(
         folds=[splits.train],
         settings=[to_settings(values, steps)],
         device=device,
-        threads=threads,
+        workers=workers,
         on_progress=lambda report: on_progress(report.steps),
     )
     figures = walk(bars, splits.validation, [decider(policy.tensors) for policy in trained])
@@ -88,10 +88,3 @@ def note(
         code_version=source_sha256()[:12],
         now=now,
     )
-
-
-def compute_device() -> str:
-    """Where training runs on this machine."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

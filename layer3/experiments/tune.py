@@ -34,7 +34,7 @@ from layer3.experiments.report import (
     terminal_table,
     validation_period,
 )
-from layer3.experiments.scoring import OBJECTIVE, Scores, compute_device, note, references, train_and_score
+from layer3.experiments.scoring import OBJECTIVE, Scores, note, references, train_and_score
 from layer3.experiments.study import Finished, finished, open_study, search, study_name
 from layer3.experiments.workers import workers
 from layer3.sizing.config import chain_config_text
@@ -60,9 +60,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _work(
-    bars: Bars, seeds: Sequence[int], steps: int, device: str, threads: int, values: Values, tell: Callable[[int], None]
+    bars: Bars, seeds: Sequence[int], steps: int, device: str, cores: int, values: Values, tell: Callable[[int], None]
 ) -> Scores:
-    return train_and_score(bars, values, seeds=seeds, steps=steps, device=device, threads=threads, on_progress=tell)
+    return train_and_score(bars, values, seeds=seeds, steps=steps, device=device, workers=cores, on_progress=tell)
 
 
 def _tune(options: argparse.Namespace) -> None:
@@ -83,9 +83,9 @@ def _tune(options: argparse.Namespace) -> None:
         },
     )
     folder = store / "tune" / name
-    # Workers share the cores; more threads than cores would only wait for each other.
-    threads = max(1, machine.cores() // options.jobs)
-    work = functools.partial(_work, market.bars, seeds, options.steps, compute_device(), threads)
+    # Workers share the cores; more processes than cores would only wait for each other.
+    cores = max(1, machine.cores() // options.jobs)
+    work = functools.partial(_work, market.bars, seeds, options.steps, machine.compute_device(), cores)
     with open_study(folder) as study:
         before = finished(study)
         print(

@@ -25,7 +25,7 @@ def trained(learning_rate: float) -> Trained:
     frame, report = check(simulate(MarketSpec(bars=8_000)), "synthetic:bars=8000")
     bars, _ = prepare(frame, "SYNTH-USD", report.interval_seconds)
     settings = Settings(ppo=PPOConfig(steps=61_440, learning_rate=learning_rate))
-    return train(bars, seeds=[1], folds=[range(1_000, 8_000)], settings=[settings], threads=1)[0]
+    return train(bars, seeds=[1], folds=[range(1_000, 8_000)], settings=[settings], workers=1)[0]
 
 
 def test_our_own_training_is_healthy():

@@ -1,4 +1,4 @@
-"""Training as a whole: who else is trained, how many threads, a kill in the middle: none of it changes a byte."""
+"""Training as a whole: who else is trained, how many workers, a kill in the middle: none of it changes a byte."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def same(one: Trained, other: Trained) -> bool:
 
 def test_every_policy_of_a_population_is_the_one_trained_alone(bars: Bars) -> None:
     seeds, folds = [3, 1, 2], [WINDOW, range(700, 2_000)]
-    together = train(bars, seeds=seeds, folds=folds, settings=[SHORT], threads=2)
+    together = train(bars, seeds=seeds, folds=folds, settings=[SHORT], workers=2)
     assert [(member.seed, member.fold) for member in together] == [(s, (f,)) for f in folds for s in seeds]
     for member in together:
-        (alone,) = train(bars, seeds=[member.seed], folds=[member.fold], settings=[SHORT], threads=1)
+        (alone,) = train(bars, seeds=[member.seed], folds=[member.fold], settings=[SHORT], workers=1)
         assert differences(member, alone) <= 1e-5
         np.testing.assert_array_equal(member.tensors["mean"], alone.tensors["mean"])
     assert len({member.tensors["w1"].tobytes() for member in together}) == 6
@@ -91,10 +91,10 @@ def test_settings_train_one_after_another_and_come_outermost(bars: Bars) -> None
     assert {report.total_steps for report in reports} == {4_096}
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_the_number_of_threads_changes_nothing(bars: Bars, threads: int) -> None:
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_number_of_workers_changes_nothing(bars: Bars, workers: int) -> None:
     arguments: dict[str, Any] = {"seeds": range(5), "folds": [WINDOW], "settings": [SHORT]}
-    one, other = train(bars, **arguments, threads=2), train(bars, **arguments, threads=threads)
+    one, other = train(bars, **arguments, workers=2), train(bars, **arguments, workers=workers)
     assert all(same(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -169,7 +169,7 @@ from tests.agent.worlds import make_bars
 import safetensors.numpy
 trained = train(
     make_bars(2_000), seeds=[1, 2, 3], folds=[range(1_500)], settings=[Settings(PPOConfig(steps=40_960))],
-    threads=2, checkpoint=sys.argv[1], checkpoint_every=2,
+    workers=2, checkpoint=sys.argv[1], checkpoint_every=2,
     on_progress=lambda report: print(report.steps, flush=True),
 )
 blob = safetensors.numpy.save(stack([member.tensors for member in trained]))
@@ -213,7 +213,7 @@ def test_killed_at_any_moment_and_taken_up_again_it_ends_in_the_same_bytes(tmp_p
     assert all(later > earlier for earlier, later in itertools.pairwise(first_steps))
 
 
-def test_a_checkpoint_may_be_taken_up_with_other_threads_and_a_finished_one_trains_no_more(
+def test_a_checkpoint_may_be_taken_up_with_other_workers_and_a_finished_one_trains_no_more(
     bars: Bars, tmp_path: Path
 ) -> None:
     address = str(tmp_path / "deep" / "checkpoint.safetensors")
@@ -225,9 +225,9 @@ def test_a_checkpoint_may_be_taken_up_with_other_threads_and_a_finished_one_trai
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(bars, **arguments, threads=2, checkpoint_every=2, on_progress=stop)
+        train(bars, **arguments, workers=2, checkpoint_every=2, on_progress=stop)
     reports: list[Report] = []
-    resumed = train(bars, **arguments, threads=1, checkpoint_every=2, on_progress=reports.append)
+    resumed = train(bars, **arguments, workers=1, checkpoint_every=2, on_progress=reports.append)
     assert reports[0].steps == 3 * 128 * 5
     assert all(same(a, b) for a, b in zip(whole, resumed, strict=True))
     reports.clear()
@@ -323,7 +323,7 @@ def test_numbers_that_are_not_finite_stop_it_and_name_the_last_good_checkpoint(
     address = str(tmp_path / "checkpoint.safetensors") if kept else None
     ending = "after 4 updates, is .*checkpoint.safetensors" if kept else "there is no checkpoint"
     with pytest.raises(TrainingError, match=f"seed 2 diverged after 768 steps .*no policy was written.*{ending}"):
-        train(bars, seeds=[1, 2], folds=[WINDOW], settings=[TINY], checkpoint=address, checkpoint_every=4, threads=1)
+        train(bars, seeds=[1, 2], folds=[WINDOW], settings=[TINY], checkpoint=address, checkpoint_every=4, workers=1)
     if address:
         monkeypatch.setattr(Network, "backward", backward)
         resumed = train(bars, seeds=[1, 2], folds=[WINDOW], settings=[TINY], checkpoint=address)
@@ -360,7 +360,7 @@ def test_what_cannot_be_learnt_from_is_refused(world: Bars, message: str) -> Non
         ({"seeds": [-1]}, ConfigurationError, "seed is -1"),
         ({"device": "tpu"}, ConfigurationError, "device is 'tpu', expected cpu or cuda"),
         ({"device": "cuda"}, ConfigurationError, "torch finds no GPU"),
-        ({"threads": 0}, ConfigurationError, "threads is 0"),
+        ({"workers": 0}, ConfigurationError, "workers is 0"),
         ({"checkpoint_every": 0}, ConfigurationError, "checkpoint_every is 0"),
         ({"checkpoint": "ftp://x/y"}, ConfigurationError, "only local paths and gs://"),
         ({"settings": [TINY, SHORT], "checkpoint": "x"}, ConfigurationError, "2 settings share no checkpoint"),
@@ -396,11 +396,11 @@ def peak():
 
 bars, config = make_bars(20_000), PPOConfig(steps=4_096)
 def run(policies):
-    train(bars, seeds=range(policies), folds=[range(1_500)], settings=[Settings(config)], threads=2)
+    train(bars, seeds=range(policies), folds=[range(1_500)], settings=[Settings(config)], workers=2)
 run(1)
 before = peak()
 run(80)
-print(peak() - before, memory_needed(80, config, len(bars), threads=2))
+print(peak() - before, memory_needed(80, config, len(bars), workers=2))
 """
 
 

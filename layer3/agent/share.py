@@ -1,0 +1,181 @@
+"""What one worker does of a population's training, and the board that all workers share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from layer3 import contract
+from layer3.agent import ppo
+from layer3.agent.bars import Bars
+from layer3.agent.crew import shared
+from layer3.agent.environment import EnvironmentConfig
+from layer3.agent.networks import Adam, Network, initial_weights
+from layer3.agent.ppo import Experience, PPOConfig
+from layer3.agent.team import Fold, Team
+
+__all__ = ["FIGURES", "Board", "Half", "Share", "Walk", "assign", "blank_board"]
+
+#: What the columns of ``Board.figures`` are.
+FIGURES = ("explained_variance", "kl", "clip_fraction", "gradient", "entropy")
+#: One network's half of the update of the policies of a chunk.
+Half = tuple[Literal["actor", "critic"], slice]
+#: Where a team's windows are, and where its policies' random streams.
+Walk = tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """Tensors of P policies, T steps and n windows that every worker sees.
+
+    ``state`` weights and optimiser by name, each (P, N) or (P, 1); ``seen`` the last rollout, without
+    what each team keeps to itself; ``growth`` (P, T, n); ``order`` (P, epochs, T n); ``advantages``
+    and ``goals`` (P, T n); ``figures`` (P, 5).
+    """
+
+    state: dict[str, Tensor]
+    seen: Experience
+    growth: Tensor
+    order: Tensor
+    advantages: Tensor
+    goals: Tensor
+    figures: Tensor
+
+    def part(self, chunk: slice) -> Experience:
+        """A chunk's policies of the rollout."""
+        seen = self.seen
+        return replace(
+            seen,
+            states=seen.states[chunk],
+            last_states=seen.last_states[chunk],
+            actions=seen.actions[chunk],
+            log_density=seen.log_density[chunk],
+            rewards=seen.rewards[chunk],
+            terminated=seen.terminated[chunk],
+        )
+
+
+def blank_board(seeds: Sequence[int], config: PPOConfig, device: torch.device) -> Board:
+    """Policies that have learnt nothing yet, one per seed."""
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        if device.type == "cpu":
+            return shared(*shape, dtype=dtype)
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    count, t, n = len(seeds), config.rollout, config.environments
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    state: dict[str, Tensor] = {}
+    for name, bias, gain in (("actor", [0.0, config.log_sd_start], 0.01), ("critic", [0.0], 1.0)):
+        first = torch.stack([initial_weights(config.hidden, bias, gain, generator) for generator in generators])
+        state |= {f"{name}{part}": zeros(*first.shape) for part in ("", ".mean", ".square")}
+        state[name].copy_(first)
+        state[f"{name}.steps"] = zeros(count, 1)
+    seen = Experience(
+        states=zeros(count, t, n, contract.STATE_DIM),
+        last_states=zeros(count, n, contract.STATE_DIM),
+        actions=zeros(count, t, n),
+        log_density=zeros(count, t, n),
+        rewards=zeros(count, t, n),
+        terminated=zeros(count, t, n, dtype=torch.bool),
+        truncated=torch.zeros(t, n, dtype=torch.bool, device=device),
+        final_states=torch.zeros(count, 0, contract.STATE_DIM, device=device),
+    )
+    return Board(
+        state,
+        seen,
+        zeros(count, t, n, dtype=torch.float64),
+        zeros(count, config.epochs, config.samples, dtype=torch.int64),
+        zeros(count, config.samples),
+        zeros(count, config.samples),
+        zeros(count, len(FIGURES)),
+    )
+
+
+def assign(chunks: Sequence[slice], workers: int) -> list[list[Half]]:
+    """Each worker's halves: as even as it goes, and both of a chunk by one worker where possible.
+
+    Who walks a chunk is who improves its actors.
+    """
+    halves: list[Half] = [half for chunk in chunks for half in (("actor", chunk), ("critic", chunk))]
+    count = min(workers, len(halves))
+    return [halves[k * len(halves) // count : (k + 1) * len(halves) // count] for k in range(count)]
+
+
+class Share:
+    """One worker's halves, and the teams whose actors are among them."""
+
+    def __init__(
+        self,
+        bars: Bars,
+        members: Sequence[tuple[int, Fold]],
+        environment: EnvironmentConfig,
+        config: PPOConfig,
+        board: Board,
+        halves: Sequence[Half],
+        walks: Mapping[int, Walk],
+    ) -> None:
+        """``walks``: what to go on from, by the first policy of each team."""
+        self._config, self._board, self._halves = config, board, halves
+        device = board.growth.device
+        host = device.type == "cpu"
+        self._teams = [
+            Team(bars, chunk.start, members[chunk], environment, config, device, on_host=host)
+            for name, chunk in halves
+            if name == "actor"
+        ]
+        for team in self._teams:
+            if team.places.start in walks:
+                team.resume(*walks[team.places.start])
+        largest = max(chunk.stop - chunk.start for _, chunk in halves)
+        self._actor, self._critic = (
+            Network(largest, config.batch, config.hidden, outputs, device) for outputs in (2, 1)
+        )
+
+    def gather(self) -> None:
+        """Walk one rollout with every team and judge it; who improves what needs nothing else."""
+        board = self._board
+        for team in self._teams:
+            places = team.places
+            seen = team.walk(board.state["actor"][places], board.part(places), board.growth[places])
+            board.order[places] = torch.from_numpy(team.orders()).to(board.order.device)
+            board.advantages[places], board.goals[places], board.figures[places, 0] = ppo.advantages_of(
+                self._critic, board.state["critic"][places], seen, self._config
+            )
+
+    def improve(self, rate: float) -> None:
+        """Every half's update, at Adam's ``rate``."""
+        board, config = self._board, self._config
+        for name, chunk in self._halves:
+            adam = Adam(*(board.state[f"{name}{part}"][chunk] for part in ("", ".mean", ".square", ".steps")))
+            seen, order = board.part(chunk), board.order[chunk]
+            if name == "critic":
+                ppo.improve_critic(self._critic, adam, seen, board.goals[chunk], order, config, rate)
+                continue
+            figures = ppo.improve_actor(self._actor, adam, seen, board.advantages[chunk], order, config, rate)
+            board.figures[chunk, 1:] = torch.stack(
+                (figures.kl, figures.clip_fraction, figures.gradient, figures.entropy), dim=1
+            )
+
+    def walks(self) -> dict[int, Walk]:
+        """Where every team stands, by its first policy."""
+        return {
+            team.places.start: (
+                team.environment.snapshot(),
+                [dict(rng.bit_generator.state) for rng in team.generators],
+            )
+            for team in self._teams
+        }
+
+    def observations(self) -> dict[int, tuple[NDArray[np.float32], ...]]:
+        """Centre and scale (G, 16) of each team's observations, and some of the states (G, m, 16)."""
+        return {
+            team.places.start: (team.mean[:, 0].cpu().numpy(), team.std[:, 0].cpu().numpy(), team.kept)
+            for team in self._teams
+        }
