@@ -190,7 +190,7 @@ class _Market:
             candles=candles,
             opens=candles["open"].to_numpy(np.float64),
             closes=candles["close"].to_numpy(np.float64),
-            timestamp=candles["timestamp"].astype("datetime64[ns, UTC]").astype("int64").to_numpy(np.int64)[rows],
+            timestamp=np.asarray(candles["timestamp"].astype("datetime64[ns, UTC]").astype("int64"), np.int64)[rows],
             funding_rate=np.nan_to_num(signals.frame["funding_rate"].to_numpy(np.float64))[rows],
             interval_seconds=interval_seconds,
             chain=chain,

@@ -33,10 +33,10 @@ def random_order(n: int, block: int, rng: np.random.Generator) -> NDArray[np.int
     The blocks do not overlap. Where the first of them ends is drawn as well, 1 to ``block`` bars after the
     start, so that no bar is always the last of its block; the first and the last one may be shorter.
     """
-    bounds = np.arange(int(rng.integers(1, block + 1)), n, block)
-    starts, stops = np.append(0, bounds), np.append(bounds, n)
     if block == 1:
         return rng.permutation(n)
+    bounds = np.arange(int(rng.integers(1, block + 1)), n, block)
+    starts, stops = np.append(0, bounds), np.append(bounds, n)
     return np.concatenate([np.arange(starts[k], stops[k]) for k in rng.permutation(len(starts))])
 
 
