@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from layer3.errors import ConfigurationError, EvaluationError
 
-__all__ = ["EMBARGO_HOURS", "KINDS", "MAX_FOLDS", "FoldRange", "Kind", "plan"]
+__all__ = ["EMBARGO_HOURS", "KINDS", "MAX_FOLDS", "FoldRange", "Kind", "plan", "shared_out"]
 
 Kind = Literal["rolling", "expanding"]
 
@@ -84,3 +85,15 @@ def plan(
         )
         for number, start in enumerate(starts, start=1)
     )
+
+
+def shared_out(folds: int, groups: int) -> list[list[int]]:
+    """The numbers of ``folds`` folds in at most ``groups`` groups of neighbours, as equal as can be.
+
+    Without folds it is one group of none: a loop over no groups would be none at all.
+    """
+    if groups < 1:
+        raise ConfigurationError(f"fold_groups is {groups}, expected at least 1")
+    count = max(min(folds, groups), 1)
+    cuts = [number * folds // count for number in range(count + 1)]
+    return [list(range(first + 1, last + 1)) for first, last in itertools.pairwise(cuts)]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skfolio.model_selection import WalkForward
 
-from layer3.backtest.folds import KINDS, FoldRange, Kind, plan
+from layer3.backtest.folds import KINDS, FoldRange, Kind, plan, shared_out
 from layer3.errors import ConfigurationError, EvaluationError
 
 TWO_YEARS = 2 * 365 * 24
@@ -121,3 +121,18 @@ def test_the_message_names_what_is_short() -> None:
 def test_an_argument_out_of_range_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         plan(20_000, **(GAP | changes))
+
+
+@given(st.integers(0, 200), st.integers(1, 50))
+def test_groups_are_neighbours_of_equal_number_and_none_is_left_out(folds: int, groups: int) -> None:
+    shared = shared_out(folds, groups)
+    assert [number for group in shared for number in group] == list(range(1, folds + 1))
+    assert len(shared) == max(min(folds, groups), 1)
+    assert max(map(len, shared)) - min(map(len, shared)) <= 1
+
+
+def test_groups_by_hand() -> None:
+    assert shared_out(5, 2) == [[1, 2], [3, 4, 5]]
+    assert shared_out(0, 6) == [[]]
+    with pytest.raises(ConfigurationError, match="fold_groups is 0"):
+        shared_out(3, 0)
