@@ -22,7 +22,8 @@ def score(features: dsl.Input[dsl.Dataset], values: dict, seeds: int, steps: int
     from layer3.agent.bars import load_bars
     from layer3.errors import TrainingError
     from layer3.experiments.market import Market
-    from layer3.experiments.scoring import compute_device, note, train_and_score
+    from layer3.experiments.scoring import note, train_and_score
+    from layer3.machine import compute_device
 
     market = Market(*load_bars(Path(features.path)))
     numbers = range(1, seeds + 1)

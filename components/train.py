@@ -33,8 +33,6 @@ def train(
     from dataclasses import asdict
     from pathlib import Path
 
-    import torch
-
     from layer3 import workflow
     from layer3.agent.environment import EnvironmentConfig
     from layer3.agent.events import EventLog
@@ -42,10 +40,11 @@ def train(
     from layer3.agent.population import Report, memory_needed
     from layer3.agent.ppo import PPOConfig
     from layer3.backtest.learning import TrainingContext, render_curves
+    from layer3.machine import compute_device
 
     live = os.environ.get("HIMARI_PROGRESS") == "1"
     names = [f"seed-{number}" for number in range(seed, seed + members)]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = compute_device()
     needed = memory_needed(members, PPOConfig(steps=steps), int(features.metadata["rows"]), device, os.cpu_count() or 1)
     print(f"Training {members} x {steps:,} steps on {device}, about {needed / 2**20:.0f} MiB besides torch", flush=True)
     log = TrainingLog(names, EnvironmentConfig().episode_steps, lambda line: print(line, flush=True))

@@ -7,10 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-__all__ = ["cores", "memory"]
+__all__ = ["compute_device", "cores", "memory"]
 
 #: Where Linux says how much memory a container may use, cgroups of version 2 and 1.
 _LIMITS: Final = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def compute_device() -> str:
+    """Where training runs: ``cuda`` where torch finds a GPU, else ``cpu``."""
+    # It takes seconds to import, and most who ask for cores and memory never train.
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def cores() -> int:

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from layer3 import storage, trials
+from layer3 import machine, storage, trials
 from layer3.agent.bars import concatenate
 from layer3.agent.log import shown
 from layer3.backtest.comparison import render_comparison
@@ -25,7 +25,6 @@ from layer3.experiments.calendar import common_calendar
 from layer3.experiments.market import data_of, load_market
 from layer3.experiments.options import check_bounds, folder_name, for_reading
 from layer3.experiments.report import TABLE_UNITS, terminal_table
-from layer3.experiments.scoring import compute_device
 from layer3.experiments.transfer import Experiment, comparison_of, folds_of, note, references_of, rows_of
 from layer3.sizing.config import chain_config_text
 from layer3.version import source_sha256
@@ -85,7 +84,7 @@ def _compare(options: argparse.Namespace) -> None:
             seeds=seeds,
             folds=[experiment.windows(fold) for fold in experiment.folds],
             settings=[settings],
-            device=compute_device(),
+            device=machine.compute_device(),
             checkpoint=str(checkpoint),
             on_progress=tell,
         )
