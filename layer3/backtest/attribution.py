@@ -34,7 +34,7 @@ def attribute(
 
     Raises
     ------
-    EvaluationError : the chain holds nothing in the window, or an account's numbers are not finite
+    EvaluationError : the chain holds nothing in the window, or a number was not finite
     """
     at = slice(window.start, window.stop - 2)
     held = bars.direction[at] * bars.base_fraction[at] != 0.0
@@ -74,11 +74,6 @@ def without_chain(bars: Bars, window: range) -> Bars:
 
 
 def _row(chain: Literal["on", "off"], multiplier: _Multiplier, track: Track, interval_seconds: int) -> Attribution:
-    if not np.isfinite(track.equity).all():
-        raise EvaluationError(
-            f"chain {chain}, multiplier {multiplier}: equity is not finite from decision "
-            f"{int(np.argmin(np.isfinite(track.equity)))} on: check the prices"
-        )
     ratio = summarise(track, interval_seconds)["sharpe"]
     total = float(track.equity[-1] / track.equity[0] - 1.0)
     return Attribution(chain, multiplier, ratio, total, max_drawdown(track.equity))

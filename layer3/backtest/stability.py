@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from layer3.agent.bars import Bars
 from layer3.backtest.metrics import periods_per_year, sharpe
-from layer3.backtest.record import Slice, Stability, Track
+from layer3.backtest.record import POLICY, Slice, Stability, Track
 from layer3.errors import EvaluationError
 from layer3.market.signals import with_signals
 from layer3.types import Regime
 
-__all__ = ["find_stability"]
+__all__ = ["bar_returns", "find_stability"]
 
 #: Share of bars, the best ones, that a sound record can do without.
 _BEST: Final = 0.01
@@ -39,10 +39,7 @@ def find_stability(candles: pd.DataFrame, bars: Bars, window: range, track: Trac
     """
     if len(candles) != len(bars):
         raise EvaluationError(f"{len(candles):,} candles, but {len(bars):,} bars were made of them: give their own")
-    if not np.all(track.equity > 0.0) or not np.isfinite(track.equity).all():
-        end = int(np.argmin((track.equity > 0.0) & np.isfinite(track.equity)))
-        raise EvaluationError(f"equity is {track.equity[end]:g} after {end:,} decisions: returns end there")
-    returns = track.equity[1:] / track.equity[:-1] - 1.0
+    returns = bar_returns(track)
     periods = periods_per_year(bars.interval_seconds)
     at = slice(window.start, window.stop - 2)
     regimes = with_signals(candles).frame["regime"].to_numpy()[at]
@@ -59,6 +56,20 @@ def find_stability(candles: pd.DataFrame, bars: Bars, window: range, track: Trac
         directions=cut((name, side == sign) for name, sign in _DIRECTIONS.items()),
         trimmed=_slice("without the best 1 % of bars", np.delete(returns, best), periods),
     )
+
+
+def bar_returns(track: Track, name: str = POLICY) -> NDArray[np.float64]:
+    """Simple returns (n,) of the bars of a track; refuses with its ``name`` one that was lost or is not finite.
+
+    Raises
+    ------
+    EvaluationError : equity is not above 0, or no number; a loss on negative equity would count as a gain
+    """
+    sound = np.isfinite(track.equity) & (track.equity > 0.0)
+    if not sound.all():
+        end = int(np.argmin(sound))
+        raise EvaluationError(f"equity of {name} is {track.equity[end]:g} after {end:,} decisions: returns end there")
+    return np.asarray(track.equity[1:] / track.equity[:-1] - 1.0)
 
 
 def _slice(label: str, returns: NDArray[np.float64], periods: float) -> Slice:

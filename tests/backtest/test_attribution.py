@@ -125,5 +125,5 @@ def test_a_lost_account_has_no_ratio_and_a_price_that_is_no_number_is_refused() 
     assert rows[1].total_return < -1.0
     prices = prices.copy()
     prices[20] = np.nan
-    with pytest.raises(EvaluationError, match=r"chain on, multiplier policy: equity is not finite from decision 19"):
+    with pytest.raises(EvaluationError, match="the equity of policy is not finite at bar 20"):
         attribute(dataclasses.replace(bars, open=prices), range(100), lambda *_: 1.0, track)

@@ -108,7 +108,9 @@ def test_a_flat_record_has_slices_without_a_ratio() -> None:
     assert got.regimes == (Slice("ranging", 100, None, 0.0),)
 
 
-@pytest.mark.parametrize(("value", "said"), [(0.0, "equity is 0 after 50"), (-3.0, "-3"), (np.nan, "nan after 50")])
+@pytest.mark.parametrize(
+    ("value", "said"), [(0.0, "equity of policy is 0 after 50"), (-3.0, "-3"), (np.nan, "nan after 50")]
+)
 def test_a_lost_account_has_no_slices(value: float, said: str) -> None:
     track = made(np.zeros(100))
     equity = track.equity.copy()
