@@ -19,7 +19,8 @@ and week (trend).
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,7 @@ from layer3.types import Action, Regime
 __all__ = ["BASELINE", "CANONICAL_COLUMNS", "FROM_FILE", "WARM_UP_HOURS", "Signals", "derived_columns", "with_signals"]
 
 Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 FROM_FILE: Final = "columns of the file"
 BASELINE: Final = "baseline momentum and mean reversion"
@@ -68,6 +70,7 @@ _TREND: Final = 1.0
 _TURBULENT: Final = 1.5
 _CRISIS: Final = 2.0
 _CRISIS_FALL: Final = -2.0
+_PLACE: Final = {action: number for number, action in enumerate(Action)}
 
 
 class Signals(NamedTuple):
@@ -93,7 +96,7 @@ def with_signals(frame: pd.DataFrame) -> Signals:
     the baseline's, and the file's other columns are still followed where there are any.
     """
     derived = derived_columns(frame)
-    baseline = _baseline(frame) if derived else pd.DataFrame()
+    baseline = _baseline(frame) if derived else {}
     columns = {name: frame[name] for name in CANDLE_COLUMNS}
     for name in CANONICAL_COLUMNS:
         if name in frame.columns:
@@ -102,7 +105,7 @@ def with_signals(frame: pd.DataFrame) -> Signals:
             tier = frame["signal_tier"].to_numpy(dtype=np.int64)
             columns[name] = pd.Series(TIER_RISK[tier - 1])
         elif name in derived:
-            columns[name] = baseline[name]
+            columns[name] = pd.Series(baseline[name], index=frame.index)
         else:
             columns[name] = pd.Series(np.full(len(frame), np.nan))
     return Signals(pd.DataFrame(columns), FROM_FILE if _from_file(frame) else BASELINE)
@@ -122,80 +125,86 @@ def _from_file(frame: pd.DataFrame) -> bool:
     return "signal_action" in frame.columns and "signal_confidence" in frame.columns
 
 
-def _baseline(frame: pd.DataFrame) -> pd.DataFrame:
+def _baseline(frame: pd.DataFrame) -> dict[str, Any]:
+    """The derived columns by name, each (n,): float64, or text as pandas keeps it."""
     interval = interval_of(frame)
-    close = frame["close"]
-    log_close = np.log(close)
-    known = np.arange(len(frame)) >= bars_of(WARM_UP_HOURS, interval)
+    close, volume = (frame[name].to_numpy(dtype=np.float64) for name in ("close", "volume"))
+    log_close, bar = np.log(close), np.arange(len(frame))
+    known: Mask = bar >= bars_of(WARM_UP_HOURS, interval)
 
     # A market that stands still has no volatility to measure by: no score, rather than an infinite one.
     usual = _rolling_volatility(log_close, _WEEK_HOURS, interval)
     reference = _rolling_volatility(log_close, _REFERENCE_HOURS, interval)
-    recent = pd.Series(daily_volatility(close.to_numpy(), interval), index=frame.index)
-    recent = recent.where(np.arange(len(frame)) >= max(2, bars_of(24, interval)))
+    recent = np.where(bar >= max(2, bars_of(24, interval)), daily_volatility(close, interval), np.nan)
 
     short, long = (_standard_move(log_close, usual, hours, interval) for hours in _MOMENTUM_HOURS)
     momentum = (short + long) / 2.0
-    mean = log_close.rolling(bars_of(_REVERSION_HOURS, interval)).mean()
+    mean = pd.Series(log_close).rolling(bars_of(_REVERSION_HOURS, interval)).mean().to_numpy()
     stretch = (log_close - mean) / (usual * float(np.sqrt(_REVERSION_HOURS / 24)))
 
     action = _actions(momentum, stretch, known)
-    active = (action != Action.HOLD).to_numpy(dtype=bool)
-    strength = np.tanh(momentum.abs().fillna(0.0) / 2.0)
-    confidence = pd.Series(np.where(active, 0.5 + 0.4 * strength, 0.5), index=frame.index).where(known, 0.0)
-    claim = (_CLAIM * strength * usual * float(np.sqrt(_HORIZON_DAYS))).clip(upper=_LARGEST_CLAIM)
-    expected = claim.where(active, 0.0).where(known)
+    active = action != _PLACE[Action.HOLD]
+    strength = np.tanh(np.where(np.isnan(momentum), 0.0, np.abs(momentum)) / 2.0)
+    confidence = np.where(known, np.where(active, 0.5 + 0.4 * strength, 0.5), 0.0)
+    claim = np.minimum(_CLAIM * strength * usual * float(np.sqrt(_HORIZON_DAYS)), _LARGEST_CLAIM)
+    expected = np.where(known, np.where(active, claim, 0.0), np.nan)
 
     day = _standard_move(log_close, reference, 24, interval)
     trend = _standard_move(log_close, usual, _WEEK_HOURS, interval)
-    rank = recent.rolling(bars_of(_RANK_HOURS, interval), min_periods=bars_of(_WEEK_HOURS, interval))
-    usual_volume = frame["volume"].shift(1).rolling(bars_of(_WEEK_HOURS, interval), min_periods=bars_of(24, interval))
-    level = usual_volume.mean()
-    return pd.DataFrame(
-        {
-            "signal_action": action,
-            "signal_confidence": confidence,
-            "signal_risk_score": rank.rank(pct=True).fillna(0.5),
-            "regime": _regimes(recent / reference, day, trend, known),
-            "expected_return": expected,
-            "predicted_volatility": recent.where(recent > 0.0),
-            "volume_ratio": frame["volume"] / level.where(level > 0.0),
-        }
-    )
+    past = pd.Series(recent).rolling(bars_of(_RANK_HOURS, interval), min_periods=bars_of(_WEEK_HOURS, interval))
+    before = pd.Series(volume).shift(1).rolling(bars_of(_WEEK_HOURS, interval), min_periods=bars_of(24, interval))
+    level = before.mean().to_numpy()
+    return {
+        "signal_action": _text(tuple(Action), action),
+        "signal_confidence": confidence,
+        "signal_risk_score": past.rank(pct=True).fillna(0.5).to_numpy(),
+        "regime": _text(tuple(Regime), _regimes(recent / reference, day, trend, known)),
+        "expected_return": expected,
+        "predicted_volatility": np.where(recent > 0.0, recent, np.nan),
+        "volume_ratio": volume / np.where(level > 0.0, level, np.nan),
+    }
 
 
-def _rolling_volatility(log_close: pd.Series, hours: int, interval: int) -> pd.Series:
+def _rolling_volatility(log_close: Floats, hours: int, interval: int) -> Floats:
     """Daily standard deviation over a time span; NaN before a day has passed, or where nothing moved."""
     window = max(2, bars_of(hours, interval))
-    spread = log_close.diff().rolling(window, min_periods=max(2, bars_of(24, interval))).std()
-    return spread.where(spread > 0.0) * float(np.sqrt(86_400 / interval))
+    changes = pd.Series(log_close).diff().rolling(window, min_periods=max(2, bars_of(24, interval)))
+    spread = changes.std().to_numpy()
+    return np.where(spread > 0.0, spread, np.nan) * float(np.sqrt(86_400 / interval))
 
 
-def _standard_move(log_close: pd.Series, volatility: pd.Series, hours: int, interval: int) -> pd.Series:
+def _standard_move(log_close: Floats, volatility: Floats, hours: int, interval: int) -> Floats:
     """Log return over a time span, in standard deviations of such a span."""
-    return log_close.diff(bars_of(hours, interval)) / (volatility * float(np.sqrt(hours / 24)))
+    bars = bars_of(hours, interval)
+    move = np.full(len(log_close), np.nan)
+    move[bars:] = log_close[bars:] - log_close[:-bars]
+    standard: Floats = move / (volatility * float(np.sqrt(hours / 24)))
+    return standard
 
 
-def _latch(enter: pd.Series, leave: pd.Series) -> NDArray[np.bool_]:
+def _latch(enter: Mask, leave: Mask) -> Mask:
     """True from where ``enter`` holds until ``leave`` does; both shape (n,), never true together."""
-    state = pd.Series(np.where(enter, 1.0, np.where(leave, 0.0, np.nan))).ffill().fillna(0.0)
-    return np.asarray(state.to_numpy() > 0.5)
+    latest = np.maximum.accumulate(np.where(enter | leave, np.arange(len(enter)), -1))
+    return np.asarray((latest >= 0) & enter[latest])
 
 
-def _actions(momentum: pd.Series, stretch: pd.Series, known: NDArray[np.bool_]) -> pd.Series:
-    action = np.full(len(momentum), str(Action.HOLD), dtype=object)
+def _actions(momentum: Floats, stretch: Floats, known: Mask) -> NDArray[np.intp]:
+    """Which of ``Action`` each bar says, (n,)."""
+    action = np.full(len(momentum), _PLACE[Action.HOLD], dtype=np.intp)
     for sign, plain, strong in ((1.0, Action.BUY, Action.STRONG_BUY), (-1.0, Action.SELL, Action.STRONG_SELL)):
         pull, away = sign * momentum, sign * stretch
         inside = known & _latch(
             (pull > 0.0) & (away < _ENTER_STRETCH) & known, (away > _LEAVE_STRETCH) | (pull < _LEAVE_MOMENTUM)
         )
-        action[inside] = str(plain)
-        action[inside & (pull > _STRONG).to_numpy()] = str(strong)
-    return pd.Series(action, index=momentum.index, dtype="str")
+        action[inside] = _PLACE[plain]
+        action[inside & (pull > _STRONG)] = _PLACE[strong]
+    return action
 
 
-def _regimes(turbulence: pd.Series, day: pd.Series, trend: pd.Series, known: NDArray[np.bool_]) -> pd.Series:
-    regime = np.select(
+def _regimes(turbulence: Floats, day: Floats, trend: Floats, known: Mask) -> NDArray[np.intp]:
+    """Which of ``Regime`` each bar is in, (n,)."""
+    place = {regime: number for number, regime in enumerate(Regime)}
+    return np.select(
         [
             ~known,
             (turbulence > _CRISIS) & (day < _CRISIS_FALL),
@@ -204,12 +213,16 @@ def _regimes(turbulence: pd.Series, day: pd.Series, trend: pd.Series, known: NDA
             trend < -_TREND,
         ],
         [
-            str(Regime.RANGING),
-            str(Regime.CRISIS),
-            str(Regime.HIGH_VOLATILITY),
-            str(Regime.TRENDING_UP),
-            str(Regime.TRENDING_DOWN),
+            place[Regime.RANGING],
+            place[Regime.CRISIS],
+            place[Regime.HIGH_VOLATILITY],
+            place[Regime.TRENDING_UP],
+            place[Regime.TRENDING_DOWN],
         ],
-        default=str(Regime.RANGING),
+        default=place[Regime.RANGING],
     )
-    return pd.Series(regime, index=trend.index, dtype="str")
+
+
+def _text(names: Sequence[str], places: NDArray[np.intp]) -> Any:
+    """The names at ``places``, without a Python string for every bar."""
+    return pd.array([str(name) for name in names], dtype="str").take(places)
