@@ -16,7 +16,7 @@ from layer3.backtest.metrics import periods_per_year, sharpe
 from layer3.backtest.record import CostLine, Costs, Track
 from layer3.errors import EvaluationError
 
-__all__ = ["MULTIPLES", "cost_evidence", "fixed_exposure_return"]
+__all__ = ["MULTIPLES", "check_track", "cost_evidence", "fixed_exposure_return"]
 
 Floats = NDArray[np.float64]
 
@@ -41,6 +41,15 @@ class _Rates(ledger.Costs):
         """Nothing to check: multiples of rates that were checked."""
 
 
+def check_track(track: Track) -> None:
+    """Raise :class:`EvaluationError` at the first column of ``track`` that holds a number that is not finite."""
+    for field in fields(Track):
+        wrong = np.flatnonzero(~np.isfinite(getattr(track, field.name)))
+        if wrong.size:
+            value = getattr(track, field.name)[wrong[0]]
+            raise EvaluationError(f"the policy's {field.name} is {value} at decision {wrong[0]:,}: check the data")
+
+
 def cost_evidence(
     bars: Bars, window: range, decide: Decide, track: Track, environment: EnvironmentConfig | None = None
 ) -> Costs:
@@ -58,9 +67,7 @@ def cost_evidence(
     EvaluationError : the track holds numbers that are not finite, or ``decide`` answers one
     """
     environment = environment or EnvironmentConfig()
-    for field in fields(Track):
-        if not np.isfinite(getattr(track, field.name)).all():
-            raise EvaluationError(f"the track's {field.name} holds numbers that are not finite: check the data")
+    check_track(track)
     periods, capital = periods_per_year(bars.interval_seconds), float(track.equity[0])
     notional = track.turnover * track.equity[:-1]
     slippage = environment.costs.slippage * float(notional.sum()) / capital

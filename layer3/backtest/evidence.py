@@ -16,7 +16,7 @@ from layer3.agent.environment import EnvironmentConfig
 from layer3.agent.policy import Policy
 from layer3.backtest.attribution import attribute
 from layer3.backtest.bootstrap import equity_band
-from layer3.backtest.costs import cost_evidence
+from layer3.backtest.costs import check_track, cost_evidence
 from layer3.backtest.degeneracy import find_degeneracy
 from layer3.backtest.leak import find_leaks
 from layer3.backtest.metrics import periods_per_year, sharpe
@@ -56,6 +56,10 @@ class Subject:
 
     ``bars`` were made of ``candles`` (what ingest wrote) under ``chain``; the tracks walked ``bars[window]`` under
     ``environment``.
+
+    Raises
+    ------
+    EvaluationError : ``candles`` are not the rows that ``bars`` were made of
     """
 
     candles: pd.DataFrame
@@ -65,6 +69,14 @@ class Subject:
     policy: Policy
     chain: ChainConfig = field(default_factory=ChainConfig)
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+
+    def __post_init__(self) -> None:
+        times = self.candles["timestamp"].dt.as_unit("ns").astype("int64").to_numpy()
+        if not np.array_equal(times, self.bars.timestamp):
+            raise EvaluationError(
+                f"{len(self.candles):,} candles and {len(self.bars):,} bars of {self.symbol} are not of the same "
+                "times: give the candles that the bars were made of"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +112,8 @@ def gather(
     problems : of sections that are known to be impossible; they are not tried
 
     A section that cannot be computed is ``None`` or empty, and ``problems`` says why; of a section in parts
-    (differences, permutations) those that can be are there.
+    (differences, permutations) those that can be are there. A record that holds a number that is not
+    finite is evidence of nothing: no section is tried.
 
     Raises
     ------
@@ -143,6 +156,10 @@ def gather(
         "leak": lambda: _leak(subject, effort.cuts),
         "permutations": lambda: _permutations(subject, track, seed, effort.permutations, told),
     }
+    try:
+        check_track(track)
+    except EvaluationError as error:
+        told = dict.fromkeys(makers, str(error)) | told
     found: dict[str, Any] = {}
     for done, (section, make) in enumerate(makers.items()):
         on_progress(section, done, len(makers))

@@ -34,11 +34,8 @@ def find_stability(candles: pd.DataFrame, bars: Bars, window: range, track: Trac
 
     Raises
     ------
-    EvaluationError : equity was lost or is not finite, so that bars have no returns, or ``candles``
-        are not the rows behind ``bars``
+    EvaluationError : equity was lost or is not finite, so that bars have no returns
     """
-    if len(candles) != len(bars):
-        raise EvaluationError(f"{len(candles):,} candles, but {len(bars):,} bars were made of them: give their own")
     returns = bar_returns(track)
     periods = periods_per_year(bars.interval_seconds)
     at = slice(window.start, window.stop - 2)

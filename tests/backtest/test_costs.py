@@ -175,7 +175,7 @@ def test_numbers_that_are_not_finite_are_refused(column: str) -> None:
     track = run(bars, range(100), {"x": policy()})["x"]
     values = getattr(track, column).copy()
     values[-1] = np.nan
-    with pytest.raises(EvaluationError, match=f"track's {column} holds numbers that are not finite"):
+    with pytest.raises(EvaluationError, match=rf"the policy's {column} is nan at decision \d+: check the data"):
         cost_evidence(bars, range(100), policy(), dataclasses.replace(track, **{column: values}))
 
 

@@ -117,8 +117,3 @@ def test_a_lost_account_has_no_slices(value: float, said: str) -> None:
     equity[50] = value
     with pytest.raises(EvaluationError, match=said):
         find_stability(plain(102), make_bars(102), range(102), dataclasses.replace(track, equity=equity))
-
-
-def test_candles_of_another_history_are_refused() -> None:
-    with pytest.raises(EvaluationError, match="103 candles, but 102 bars"):
-        find_stability(plain(103), make_bars(102), range(102), made(np.zeros(100)))
