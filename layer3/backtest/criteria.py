@@ -83,20 +83,20 @@ def _trust(evaluation: Evaluation, config: GateConfig) -> list[Criterion]:
 def _track_record(evaluation: Evaluation, config: GateConfig) -> list[Criterion]:
     """Months of record against the minimum track record length at 95 %, and against the plain minimum."""
     trust, least = evaluation.evidence.trust, config.min_record_months
+    years = _sound(trust.years, 0.0, _NEVER) if trust else None
+    needed = _sound(trust.years_needed, 0.0, _NEVER) if trust else None
     why = _why(evaluation.evidence, "trust", "how long the record is, is not known")
-    years = _sound(trust.years_needed, 0.0, _NEVER) if trust else None
-    if trust is not None and years is None:
+    if trust and years is not None:
         why = f"at a Sharpe ratio of {_ratio(trust.sharpe)} no length of record would show that the true one is above 0"
-    if trust is None or years is None:
+    if years is None or needed is None:
         return [_criterion("track_record", None, ">=", least, "", why)]
-    months, needed = 12.0 * trust.years, 12.0 * years
-    limit = max(needed, least)
-    more = max(math.ceil(limit - months), 1) if months < limit else 0
+    months, limit = 12.0 * years, max(12.0 * needed, least)
+    more = max(math.ceil(limit - months), 0)
     sentence = (
-        f"{months:.1f} months of record; to tell this Sharpe ratio from 0 at 95% takes {needed:,.1f}, and at least "
-        f"{least:g} are asked" + (f": this record would need {_count(more, 'more month')}." if more else ".")
+        f"{months:.1f} months of record; to tell this Sharpe ratio from 0 at 95% takes {12.0 * needed:,.1f}, and at "
+        f"least {least:g} are asked" + (f": this record would need {_count(more, 'more month')}." if more else ".")
     )
-    return [_criterion("track_record", months, ">=", limit, sentence, why, low=0.0)]
+    return [_criterion("track_record", months, ">=", limit, sentence, why)]
 
 
 def _conduct(evaluation: Evaluation, config: GateConfig) -> list[Criterion]:

@@ -306,7 +306,10 @@ def test_a_p_value_that_is_no_probability_fails_wherever_it_stands(unknown: floa
 
 @pytest.mark.parametrize("length", [math.nan, math.inf, -1.0])
 def test_a_record_of_no_length_fails(length: float) -> None:
-    assert failed(judge(evaluation(with_trust(years=length)))) == ["track_record"]
+    decision = judge(evaluation(with_trust(years=length)))
+    assert failed(decision) == ["track_record"]
+    assert asked(decision)["track_record"].value is None
+    assert asked(decision)["track_record"].sentence.endswith("how long the record is, is not known.")
 
 
 @pytest.mark.parametrize(
@@ -317,7 +320,7 @@ def test_a_record_of_no_length_fails(length: float) -> None:
         (evaluation(with_trust(probabilistic=1.01)), "probabilistic_sharpe"),
         (evaluation(with_trust(deflated=97.0)), "deflated_sharpe"),
         (evaluation(with_walk(probabilistic=2.0)), "walk_forward"),
-        (evaluation(with_trust(years_needed=1e300)), "track_record"),
+        (evaluation(with_trust(years_needed=1.7e308)), "track_record"),
         (evaluation(with_trust(trials=0)), "deflated_sharpe"),
     ],
 )
@@ -372,6 +375,7 @@ def test_there_may_be_no_champion_but_one_that_cannot_be_walked_fails() -> None:
     unnamed = judge(evaluation(replace(GOOD, champion=None)))
     assert failed(unnamed) == []
     assert "None" not in asked(unnamed)["versus_champion"].sentence
+    assert failed(judge(evaluation(replace(with_champion(high=-0.1), champion=None)))) == ["versus_champion"]
 
 
 @pytest.mark.parametrize("leak", [Leak((), (), ()), Leak(("states",), (), ()), Leak((), (9,), ())])
