@@ -107,18 +107,12 @@ def _context(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "source": parameters.get("data"),
         "seed": parameters.get("seed"),
     }
-    made = [item for step in manifest["steps"] for item in step["outputs"]["artifacts"].items()]
-    for name, artifact in made:
-        told = artifact["metadata"]
-        if name == "evaluation":
-            context |= {
-                key: value for key, value in told.items() if not key.startswith(("period_", "training_period_"))
-            }
-            for period in ("period", "training_period"):
-                if f"{period}_start" in told:
-                    context[period] = {side: told.get(f"{period}_{side}") for side in ("start", "end")}
-        elif "trials" in told:
-            context.setdefault("trials", told["trials"])
+    made = [step["outputs"]["artifacts"] for step in manifest["steps"]]
+    told = next((artifacts["evaluation"]["metadata"] for artifacts in made if "evaluation" in artifacts), {})
+    context |= {key: value for key, value in told.items() if not key.startswith(("period_", "training_period_"))}
+    for period in ("period", "training_period"):
+        if f"{period}_start" in told:
+            context[period] = {side: told.get(f"{period}_{side}") for side in ("start", "end")}
     return context | {"synthetic": manifest["synthetic"]}
 
 

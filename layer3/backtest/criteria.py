@@ -128,10 +128,12 @@ def _permutation(evaluation: Evaluation, config: GateConfig) -> list[Criterion]:
     unsound = [made for made in evidence.permutations if _sound(made.p, 0.0, 1.0) is None]
     worst = unsound[0] if unsound else max(evidence.permutations, key=lambda made: made.p)
     as_good = sum(value >= worst.real for value in worst.values)
+    # Of very many paths three decimals would show 0, which no p value is.
+    shown = _shown(worst.p, "<=", limit, digits=3 if worst.p >= 0.001 else 7)
     what = "single bars" if worst.kind == "bars" else f"blocks of {worst.block_bars} bars"
     sentence = (
         f"With {what} of the price path in random order the policy did as well on {as_good:,} of "
-        f"{len(worst.values):,} paths: p {_shown(worst.p, '<=', limit, digits=3)}, at most {limit:g} allowed."
+        f"{len(worst.values):,} paths: p {shown}, at most {limit:g} allowed."
     )
     return [
         _criterion("permutation_p", worst.p, "<=", limit, sentence, "its p value is no probability", low=0.0, high=1.0)

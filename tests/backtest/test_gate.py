@@ -359,6 +359,11 @@ def test_the_worst_permutation_decides_and_is_the_one_that_is_told() -> None:
     )
 
 
+def test_a_small_p_value_is_not_printed_as_none() -> None:
+    decision = judge(evaluation(with_p(1 / 100_001, 1 / 100_001)))
+    assert "p 0.0000100, at most" in asked(decision)["permutation_p"].sentence
+
+
 def test_there_may_be_no_champion_but_one_that_cannot_be_walked_fails() -> None:
     nobody = replace(GOOD, champion=None, differences=(KELLY,))
     decision = judge(evaluation(nobody))

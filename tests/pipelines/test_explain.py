@@ -32,6 +32,7 @@ EVALUATION = {
     "period_start": "2024-03-10T00:00:00+00:00",
     "period_end": "2025-03-09T00:00:00+00:00",
     "interval_seconds": 3600,
+    "trials": 40,
 }
 
 
@@ -52,7 +53,7 @@ def make_run(store: Path, run_id: str = "himari-training-20260101-000000-aa11", 
         "verdict": REJECTED,
         "released": None,
         "steps": [
-            step("train", "SUCCEEDED", metrics={"trials": 40}),
+            step("train", "SUCCEEDED", metrics={"trials": 1}),
             step("evaluate", "CACHED", evaluation=EVALUATION),
         ],
     }
