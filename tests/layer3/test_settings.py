@@ -80,7 +80,7 @@ def test_what_the_text_leaves_out_keeps_its_default() -> None:
         ("inner:\n  count: 3\n  share: 1\n  count: 9", r"the key 'count' stands there twice \(line 4\)"),
         ("a: [", r"is not YAML"),
         ("level: 2026-99-99", r"is not YAML"),
-        ("a: " + "[" * 5_000, r"is not YAML"),
+        ("a: " + "[" * 1_000, r"is not YAML"),
         ("level: !!python/object:os.system {}", r"is not YAML"),
         ("{[1]: 2}", r"is not YAML"),
         ("--- 1\n--- 2", r"is not YAML"),
