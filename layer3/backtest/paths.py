@@ -41,13 +41,16 @@ Floats = NDArray[np.float64]
 
 #: Fewest blocks in a window: with less, the real order comes up again too often.
 MIN_BLOCKS: Final = 10
-#: Real history before the window that the signals of a path are computed with: the 90 days of the risk rank and a
-#: few days for what is ranked. What is learnt from trades and forecasts has no such end; it is all carried over.
+#: Real history before the window that the signals of a path are computed with: the 90 days of the risk rank, and a
+#: few days for what is ranked. (A baseline side that has been held for more than 70 days would start as HOLD.) What
+#: is learnt from trades and forecasts has no such end: it is all carried over.
 _LOOK_BACK_HOURS: Final = 100 * 24
+#: Logarithms of prices that differ by less are equal.
+_ROUNDING: Final = 1e-12
 #: Paths that are walked together: more do not make it faster. Fewer where they would not fit.
 _TOGETHER: Final = 200
 _MEMORY_BYTES: Final = 1.2e9
-#: Measured: bars, states and equity of one path.
+#: Of one path: its bars twice, while all are put together, then states and accounts.
 _BYTES_PER_BAR: Final = 320
 
 
@@ -152,11 +155,15 @@ def _check_window(candles: pd.DataFrame, symbol: str, window: range, block: int)
             f"{len(window):,} bars hold {len(window) // block} blocks of {block:,}, a permutation test needs "
             f"{MIN_BLOCKS}: supply a longer record, or permute shorter blocks"
         )
+    if window.stop > len(candles):
+        raise EvaluationError(f"the window ends at bar {window.stop:,}, there are {len(candles):,}: give the same bars")
     rows = slice(window.start, window.stop)
-    closes, opens = (candles[name].to_numpy(np.float64)[rows] for name in ("close", "open"))
-    if np.ptp(np.log(closes)) == 0.0 and np.ptp(np.log(opens)) == 0.0:
+    opens, closes = (candles[name].to_numpy(np.float64)[rows] for name in ("open", "close"))
+    moves = np.log(closes / opens), np.log(opens[1:] / closes[:-1])
+    if all(float(np.ptp(move)) <= _ROUNDING for move in moves):
         raise EvaluationError(
-            f"the price of {symbol} stands still over all {len(window):,} bars: in any order they are the same"
+            f"all {len(window):,} bars of {symbol} are alike, the price stands still or moves evenly: in any order "
+            "they are the same"
         )
 
 
