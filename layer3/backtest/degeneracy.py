@@ -24,8 +24,9 @@ _BOUND: Final = 0.02
 _CONSTANT: Final = 0.02
 #: Share of decisions at one bound above which the policy is that bound.
 _NEARLY_ALL: Final = 0.95
-#: A mean correlation below this is that of policies which learned different things, or nothing.
-_DISAGREE: Final = 0.1
+#: A mean correlation below this is that of policies which learned nothing. Measured: networks with random weights
+#: -0.19 to 0.05 (one of 12 above), three members trained for 100,000 steps 0.24, for 400,000 steps 0.41.
+_DISAGREE: Final = 0.05
 #: Multipliers are float32: members that never differ by more than this are one.
 _SAME: Final = 1e-6
 

@@ -73,6 +73,16 @@ def test_it_passes_wherever_it_is_cut(cuts: int, seed: int) -> None:
     assert leaks.differs == ()
 
 
+@pytest.mark.parametrize("minutes", [5, 15, 240, 1_440])
+def test_it_passes_at_any_interval(plain: pd.DataFrame, minutes: int) -> None:
+    times = pd.date_range("2020-01-01", periods=2_000, freq=f"{minutes}min", tz="UTC", unit="ns")
+    frame = plain.assign(timestamp=times)
+    bars, _ = prepare(frame, "SYNTH-USD", 60 * minutes)
+    leaks = find_leaks(frame, "SYNTH-USD", 60 * minutes, None, bars, WINDOW, POLICY)
+    assert bars.interval_seconds == 60 * minutes
+    assert leaks.differs == ()
+
+
 def test_an_ensemble_other_costs_and_another_chain_pass_too(candles: pd.DataFrame) -> None:
     chain = ChainConfig()
     chain = dataclasses.replace(chain, kelly=dataclasses.replace(chain.kelly, prior_mean_return=0.02))
@@ -177,14 +187,19 @@ def test_a_state_that_is_scaled_by_the_whole_history_is_named(
     assert "state at bar 1,200" in leaks.differs
 
 
-def test_bars_of_an_older_program_are_named(candles: pd.DataFrame) -> None:
+@pytest.mark.parametrize("column", [field.name for field in dataclasses.fields(Bars)])
+def test_one_number_of_another_program_is_named(candles: pd.DataFrame, column: str) -> None:
     bars, _ = prepare(candles, "SYNTH-USD", 3_600)
-    risk = bars.cascade_risk.copy()
-    risk[1_234] += 1e-9
-    assert "cascade_risk at bar 1,234" in found(candles, dataclasses.replace(bars, cascade_risk=risk)).differs
-    late = bars.volatility.copy()
-    late[1_900] = 0.5
-    assert found(candles, dataclasses.replace(bars, volatility=late)).differs == (), "no cut is behind it"
+    values = getattr(bars, column).copy()
+    values[1_234] += 1 if values.dtype.kind == "i" else 1e-12 * max(abs(values[1_234]), 1.0)
+    leaks = found(candles, dataclasses.replace(bars, **{column: values}))
+    assert f"{column} at bar 1,234" in leaks.differs
+    # What is computed from it may differ too, and nothing else.
+    states = {"market's part of the state", "state", "decision"}
+    assert names(leaks) <= {column, *states}
+    late = getattr(bars, column).copy()
+    late[1_900] += 1
+    assert found(candles, dataclasses.replace(bars, **{column: late})).differs == (), "no cut is behind it"
 
 
 def test_a_column_cut_short_ends_where_it_ends(candles: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
