@@ -44,7 +44,7 @@ def finite(returns: Floats, name: str = "returns") -> Floats:
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
         raise EvaluationError(
-            f"{name} are {values[bad[0]]} at bar {bad[0]} ({bad.size} of {values.size} bars are not finite): "
+            f"{name}: {values[bad[0]]} at bar {bad[0]} ({bad.size} of {values.size} bars are not finite): "
             "repair the track that they come from"
         )
     return values

@@ -103,7 +103,7 @@ def difference(
     mine, theirs, periods = _returns(equity), _returns(other), periods_per_year(interval_seconds)
     if mine is None or theirs is None:
         return Difference(against, _UNKNOWN, None)
-    interval, _ = sharpe_difference_interval(mine, theirs, np.random.default_rng(seed), resamples=resamples)
+    interval = sharpe_difference_interval(mine, theirs, np.random.default_rng(seed), resamples=resamples)
     risk, base = volatility(mine, periods), volatility(theirs, periods)
     share = None if risk is None or base is None or base <= NO_SPREAD else risk / base
     return Difference(against, _annual_interval(interval, periods), share)
