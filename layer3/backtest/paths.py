@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from layer3 import contract
 from layer3.agent.bars import Bars, concatenate
 from layer3.agent.environment import Account, EnvironmentConfig
 from layer3.agent.policy import Policy
@@ -47,8 +48,11 @@ MIN_BLOCKS: Final = 10
 _LOOK_BACK_HOURS: Final = 100 * 24
 #: Logarithms of prices that differ by less are equal.
 _ROUNDING: Final = 1e-12
+#: States that one matrix product of the policy holds. A product of another shape rounds otherwise; and one so small
+#: is not spread over threads, which at these sizes is slow where another program wants the cores.
+_ROWS: Final = 16
 #: Paths that are walked together: more do not make it faster. Fewer where they would not fit.
-_TOGETHER: Final = 200
+_TOGETHER: Final = 13 * _ROWS
 _MEMORY_BYTES: Final = 1.2e9
 #: Of one path: its bars twice, while all are put together, then states and accounts.
 _BYTES_PER_BAR: Final = 320
@@ -75,7 +79,8 @@ def permutation_test(
     ----------
     candles : checked candles (:func:`layer3.market.candles.check`) of ``symbol``, with the file's own columns
     real : the policy's annualised Sharpe ratio on the real path
-    seed : path k's order is drawn from (``seed``, k), so it does not depend on how many there are
+    seed : path k's order is drawn from (``seed``, k); its value depends on nothing else, neither on how many paths
+        there are nor on how many fit into the memory
     block_hours : length of a block of ``kind`` "blocks"
 
     Raises
@@ -91,7 +96,8 @@ def permutation_test(
         raise EvaluationError(f"a permutation test of {paths} paths says nothing: ask for at least 1")
     _check_window(candles, symbol, window, block)
     market = _Market.of(candles, interval_seconds, chain, window)
-    together = max(1, min(_TOGETHER, int(_MEMORY_BYTES // (_BYTES_PER_BAR * len(window)))))
+    fitting = int(_MEMORY_BYTES // (_BYTES_PER_BAR * len(window)))
+    together = max(_ROWS, min(_TOGETHER, fitting // _ROWS * _ROWS))
     values: list[float | None] = []
     for first in range(0, paths, together):
         numbers = range(first, min(first + together, paths))
@@ -117,7 +123,8 @@ def walk(bars: Bars, paths: int, policy: Policy, config: EnvironmentConfig) -> F
     """Equity (paths, n - 1) of ``policy`` on every path, each begun anew.
 
     ``bars`` holds ``paths`` histories of n bars one after another. Decisions and trades are those of
-    :func:`layer3.backtest.engine.run` on each of them: n - 2 decisions.
+    :func:`layer3.backtest.engine.run` on each of them: n - 2 decisions, whose multipliers differ by what matrix
+    products of other shapes round (about 1e-6).
 
     Raises
     ------
@@ -129,11 +136,13 @@ def walk(bars: Bars, paths: int, policy: Policy, config: EnvironmentConfig) -> F
     equity[0] = config.capital
     at = np.arange(paths) * n
     multiplier = np.ones(paths)
+    seen = np.zeros((-(-paths // _ROWS), _ROWS, contract.STATE_DIM), dtype=np.float32)
+    rows = seen.reshape(-1, contract.STATE_DIM)[:paths]
     for t in range(n - 2):
         # Where the chain holds nothing, no answer could change that.
-        asked = np.flatnonzero(account.base[at])
-        if asked.size:
-            multiplier[asked] = policy.act(account.observe(at)[asked])[0]
+        if account.base[at].any():
+            rows[:] = account.observe(at)
+            multiplier[:] = policy.act(seen)[0].reshape(-1)[:paths]
             if not np.isfinite(multiplier).all():
                 raise EvaluationError(f"the policy answered no finite multiplier at bar {t} of a permuted path")
         account.trade(at, account.target(at, multiplier))

@@ -125,8 +125,11 @@ def candles(request: pytest.FixtureRequest) -> pd.DataFrame:
     return full if request.param is None else full[[*CANDLES, *request.param]]
 
 
-@pytest.mark.parametrize("chain", [ChainConfig(), ChainConfig(allow_shorts=False, kelly=STUBBORN)])
-@pytest.mark.parametrize("window", [range(3_700, 4_600), range(1_000, 3_000)])
+@pytest.mark.parametrize(
+    ("chain", "window"),
+    [(ChainConfig(), range(3_700, 4_600)), (ChainConfig(allow_shorts=False, kelly=STUBBORN), range(1_000, 3_000))],
+    ids=["default", "no shorts"],
+)
 def test_the_real_order_gives_the_real_bars_and_record(
     monkeypatch: pytest.MonkeyPatch, plain: Plain, candles: pd.DataFrame, chain: ChainConfig, window: range
 ) -> None:
@@ -163,19 +166,22 @@ def test_every_path_is_the_product_run_on_permuted_candles(plain: Plain, candles
         assert value == pytest.approx(sharpe(equity[1:] / equity[:-1] - 1.0, YEAR), abs=1e-6)
 
 
-def test_the_seed_decides_whatever_is_walked_together(monkeypatch: pytest.MonkeyPatch, plain: Plain) -> None:
-    candles, window = simulate(MarketSpec(bars=2_000, seed=3)), range(1_400, 2_000)
-    whole = permutation(candles, window, plain, paths=9)
-    assert permutation(candles, window, plain, paths=4).values == whole.values[:4]
-    assert permutation(candles, window, plain, paths=9, seed=2).values != whole.values
-    network = Policy(make_tensors(members=2), {})
-    answers = permutation(candles, window, network, paths=9).values
-    monkeypatch.setattr(module, "_TOGETHER", 4)
-    assert permutation(candles, window, plain, paths=9) == whole
-    # Matrix products of other shapes add in another order.
-    assert permutation(candles, window, network, paths=9).values == pytest.approx(answers, abs=1e-4)
-    monkeypatch.setattr(module, "_MEMORY_BYTES", 1.0)
-    assert permutation(candles, window, plain, paths=9) == whole
+@pytest.mark.parametrize("members", [0, 1, 2])
+def test_the_seed_decides_whatever_is_walked_together(
+    monkeypatch: pytest.MonkeyPatch, plain: Plain, members: int
+) -> None:
+    candles, window = simulate(MarketSpec(bars=2_000, seed=3)), range(1_700, 2_000)
+    policy = Policy(make_tensors(members=members, hidden=64), {}) if members else plain
+    whole = permutation(candles, window, policy, paths=37)
+    assert len(set(whole.values)) == 37
+    assert permutation(candles, window, policy, paths=37) == whole
+    assert permutation(candles, window, policy, paths=20).values == whole.values[:20]
+    assert not set(permutation(candles, window, policy, paths=5, seed=2).values) & set(whole.values)
+    monkeypatch.setattr(module, "_MEMORY_BYTES", 1.0)  # as few together as can be
+    walked = []
+    monkeypatch.setattr(module, "walk", lambda bars, n, *rest: (walked.append(n), walk(bars, n, *rest))[1])
+    assert permutation(candles, window, policy, paths=37) == whole
+    assert walked == [16, 16, 5]
 
 
 def test_p_counts_the_real_path_among_them(plain: Plain) -> None:
