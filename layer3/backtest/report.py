@@ -1,24 +1,23 @@
 """The tear sheet and the written verdict of one evaluation.
 
 The tear sheet is one HTML file: no script, no external resource, the same bytes for the same input,
-and below 300 kB for years of hourly bars. ``jinja2`` and ``matplotlib`` are imported when called.
+and below 500 kB for four years of hourly bars. ``jinja2`` and ``matplotlib`` are imported when called.
 """
 
 from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from layer3.backtest import tables
-from layer3.backtest.charts import Layout, Series, Style, average_span, bands_chart, lines_chart
-from layer3.backtest.record import BUY_AND_HOLD, FLAT, KELLY_ONLY, POLICY, Evaluation, Verdict
-from layer3.contract import MULTIPLIER_HIGH, MULTIPLIER_LOW
+from layer3.backtest import pictures, proofs, tables
+from layer3.backtest.record import KELLY_ONLY, POLICY, Evaluation, Evidence, Verdict
+from layer3.backtest.sections import detail_sections
 from layer3.errors import EvaluationError
 
 if TYPE_CHECKING:
@@ -26,16 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["render_tear_sheet", "render_verdict_markdown", "template_environment"]
 
-#: Highest over lowest equity from which a logarithmic scale tells more than a linear one.
-LOG_FROM: Final = 4.0
-
-_STYLES: Final = {
-    POLICY: Style("#0b4a8f", "-", 1.9),
-    KELLY_ONLY: Style("#c4500f", (0, (5, 1.6)), 1.3),
-    BUY_AND_HOLD: Style("#6e757e", "-", 1.0),
-    FLAT: Style("#30363d", (0, (1, 2)), 1.1),
-}
-_OTHER_STYLE: Final = Style("#6a3d9a", (0, (6, 2, 1, 2)), 1.1)
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
@@ -49,12 +38,10 @@ def render_tear_sheet(evaluation: Evaluation, verdict: Verdict) -> str:
     """
     _check(evaluation)
     interval_ns = _interval_ns(evaluation)
-    tracks = [*(t for t in tables.STRATEGIES if t in evaluation.tracks)]
-    tracks += [t for t in evaluation.tracks if t not in tables.STRATEGIES]
-    criteria = tables.criterion_rows(verdict.criteria)
+    record = pictures.Record.of(evaluation, interval_ns)
+    criteria = _failed_first(verdict)
     context = tables.context_rows(evaluation.context)
     known = dict(reversed(context))
-    span = average_span(len(evaluation.timestamps), interval_ns / 1e9)
     return (
         template_environment()
         .get_template("tear_sheet.html.j2")
@@ -62,16 +49,18 @@ def render_tear_sheet(evaluation: Evaluation, verdict: Verdict) -> str:
             symbol=str(evaluation.context.get("symbol") or "unnamed market"),
             synthetic=bool(evaluation.context.get("synthetic")),
             passed=verdict.passed,
+            override=verdict.override,
             criteria=criteria,
             failed=[row["label"] for row in criteria if not row["passed"]],
+            problems=_problems(evaluation.evidence),
             headline=_headline(evaluation),
-            charts=_charts(evaluation, verdict, tracks, interval_ns, span),
-            average=_duration(span * interval_ns / 1e9) if span > 1 else None,
+            pictures=_pictures(record, verdict),
             months=_MONTHS,
             years=_month_table(evaluation, interval_ns),
-            strategies=[_name(track) for track in tracks],
-            groups=tables.metric_groups(evaluation.metrics, tracks),
-            log=_log_scale(evaluation),
+            sections=detail_sections(evaluation.evidence),
+            strategies=[tables.name_of(track) for track in record.tracks],
+            groups=tables.metric_groups(evaluation.metrics, record.tracks),
+            limits=_limit_rows(verdict.limits),
             context=context,
             about=[
                 known[label] for label in ("Held-out test", "Bar interval", "Data") if known[label] != tables.MISSING
@@ -80,12 +69,58 @@ def render_tear_sheet(evaluation: Evaluation, verdict: Verdict) -> str:
     )
 
 
+def _pictures(record: pictures.Record, verdict: Verdict) -> dict[str, Any]:
+    """Every picture by its place on the page; a list is drawn side by side."""
+    evidence = record.evaluation.evidence
+    return {
+        "equity": pictures.equity(record),
+        "permutations": proofs.permutations(evidence),
+        "benchmarks": [proofs.differences(evidence), proofs.costs(evidence)],
+        "drawdown": pictures.drawdown(record, verdict),
+        "attribution": proofs.attribution(evidence),
+        "conduct": pictures.conduct(record),
+        "walk_forward": proofs.walk_forward(evidence),
+    }
+
+
+def _failed_first(verdict: Verdict) -> list[dict[str, Any]]:
+    rows = tables.criterion_rows(verdict.criteria)
+    return sorted(rows, key=lambda row: bool(row["passed"]))
+
+
+def _problems(evidence: Evidence) -> list[tuple[str, str]]:
+    """What could not be computed, as (name of the section, sentence)."""
+    return [(tables.quantity(section).label, sentence) for section, sentence in evidence.problems.items()]
+
+
+def _limit_rows(limits: Mapping[str, Any], within: str = "") -> list[tuple[str, str]]:
+    """What the gate asked, as (name, text); what is nested is named by its whole path."""
+    rows: list[tuple[str, str]] = []
+    for key, value in limits.items():
+        name = f"{within}{key.replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            rows += _limit_rows(value, f"{name}: ")
+        else:
+            rows.append((name[:1].upper() + name[1:], _limit_text(value)))
+    return rows
+
+
+def _limit_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return tables.plain(value)
+
+
 def render_verdict_markdown(evaluation: Evaluation, verdict: Verdict) -> str:
     """Render the verdict as a short Markdown text with one table; nothing in it is taken as markup."""
     context = dict(reversed(tables.context_rows(evaluation.context)))
-    rows = tables.criterion_rows(verdict.criteria)
+    rows = _failed_first(verdict)
     failed = sum(not row["passed"] for row in rows)
-    lines = [f"# {'PASSED' if verdict.passed else 'REJECTED'}: {_outcome(verdict.passed, len(rows), failed)}", ""]
+    word = "OVERRIDDEN" if verdict.override and verdict.passed else "PASSED" if verdict.passed else "REJECTED"
+    lines = [f"# {word}: {_outcome(verdict.passed, len(rows), failed)}", ""]
+    if verdict.override:
+        name, reason = _markdown(verdict.override.name), _markdown(verdict.override.reason)
+        lines += [f"**OVERRIDE by {name}: {reason}**", ""]
     if evaluation.context.get("synthetic"):
         lines += ["**SYNTHETIC DATA.** A simulated market: these numbers say nothing about a real one.", ""]
     lines += ["| criterion | value | limit | result | |", "|---|---:|---:|---|---|"]
@@ -97,6 +132,12 @@ def render_verdict_markdown(evaluation: Evaluation, verdict: Verdict) -> str:
     lines.append("")
     for label in ("Market", "Data", "Held-out test", "Model", "Seed", "Data sha256"):
         lines.append(f"- {label}: {_markdown(context[label])}")
+    asked = _limit_rows(verdict.limits)
+    if asked:
+        lines += ["", "Asked:", "", *(f"- {_markdown(name)}: {_markdown(text)}" for name, text in asked)]
+    problems = _problems(evaluation.evidence)
+    if problems:
+        lines += ["", "Could not be computed:", "", *(f"- {_markdown(n)}: {_markdown(text)}" for n, text in problems)]
     return "\n".join(lines) + "\n"
 
 
@@ -120,6 +161,8 @@ def template_environment(*folders: Path) -> Environment:
 
 
 def _outcome(passed: bool, criteria: int, failed: int) -> str:
+    if passed and failed:
+        return f"released against the evidence: {failed} of {criteria} criteria failed"
     if passed:
         return f"all {criteria} criteria hold" if criteria > 1 else "the criterion holds"
     if not failed:
@@ -153,10 +196,6 @@ def _interval_ns(evaluation: Evaluation) -> int:
     return round(seconds * 1e9)
 
 
-def _name(track: str) -> str:
-    return tables.STRATEGIES.get(track, track.replace("_", " ").capitalize())
-
-
 def _headline(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     """The few numbers that a reader looks for first: (name, policy's value, Kelly only's)."""
     rows = []
@@ -168,86 +207,6 @@ def _headline(evaluation: Evaluation) -> list[tuple[str, str, str]]:
         )
         rows.append((about.label, policy, kelly))
     return rows
-
-
-def _charts(
-    evaluation: Evaluation, verdict: Verdict, tracks: Sequence[str], interval_ns: int, span: int
-) -> dict[str, list[str]]:
-    from markupsafe import Markup
-
-    # Decision t is executed one bar after timestamps[t] opens; equity is marked at those moments.
-    days = (evaluation.timestamps + interval_ns) / 86_400e9
-    marks = np.append(days, days[-1] + interval_ns / 86_400e9)
-    shown = {track: evaluation.tracks[track] for track in tracks}
-    money = "{:,.0f}" if max(track.equity.max() for track in shown.values()) >= 1000 else "{:,.4g}"
-    log = _log_scale(evaluation)
-    limit = next((c.limit for c in verdict.criteria if tables.quantity(c.name).label == "Maximum drawdown"), None)
-    marked = (-abs(limit), f"limit {tables.format_number(abs(limit), 'percent')}") if limit is not None else None
-    held = [track for track in tracks if track in (POLICY, KELLY_ONLY)]
-    reach = float(max(np.abs(shown[track].exposure).max() for track in held)) or 0.1
-    low = -reach if any(shown[track].exposure.min() < 0 for track in held) else 0.0
-    charts: dict[str, list[str]] = {"equity": [], "drawdown": [], "multiplier": [], "exposure": []}
-    for wide in (True, False):
-        name, width, left, right, ticks = ("wide", 760, 58, 150, 8) if wide else ("narrow", 360, 46, 92, 5)
-
-        def layout(wide_height: int, narrow_height: int, w: Any = (wide, name, width, left, right, ticks)) -> Layout:
-            return Layout(w[1], w[2], wide_height if w[0] else narrow_height, *w[3:])
-
-        curves, falls = [], []
-        for track in tracks:
-            style, path = _STYLES.get(track, _OTHER_STYLE), shown[track].equity
-            gain = tables.format_number(path[-1] / path[0] - 1.0 if path[0] else None, "percent", signed=True)
-            peak = np.maximum.accumulate(path)
-            fall = np.divide(path, peak, out=np.ones_like(path), where=peak > 0) - 1.0
-            curves.append(Series(f"{_name(track)} {gain}" if wide else _name(track), marks, path, style))
-            falls.append(Series(_name(track), marks, fall, style))
-        charts["equity"].append(
-            lines_chart(curves, layout(310, 250), name="equity", title="Equity over time", number=money, log=log)
-        )
-        charts["drawdown"].append(
-            lines_chart(
-                [s for track, s in zip(tracks, falls, strict=True) if track != FLAT],
-                layout(190, 170),
-                name="drawdown",
-                title="Drawdown over time",
-                number="{:.0%}" if min(s.y.min() for s in falls) < -0.04 else "{:.1%}",
-                fill=True,
-                limit=marked,
-            )
-        )
-        charts["multiplier"].append(
-            bands_chart(
-                [Series("Policy", days, shown[POLICY].multiplier, _STYLES[POLICY])],
-                layout(160, 150),
-                name="multiplier",
-                title="Multiplier over time",
-                span=span,
-                end=float(marks[-1]),
-                bounds=(MULTIPLIER_LOW, MULTIPLIER_HIGH),
-                number="{:.1f}×",
-                reference=(1.0, "Kelly only"),
-            )
-        )
-        charts["exposure"].append(
-            bands_chart(
-                [Series(_name(track), days, shown[track].exposure, _STYLES[track]) for track in held],
-                layout(170, 150),
-                name="exposure",
-                title="Exposure over time",
-                span=span,
-                end=float(marks[-1]),
-                bounds=(low, reach),
-                number="{:.0%}" if reach > 0.04 else "{:.1%}",
-            )
-        )
-    # Our own drawings: no text in them comes from data except numbers and the names of tracks, escaped by matplotlib.
-    return {name: [Markup(svg) for svg in drawn] for name, drawn in charts.items()}
-
-
-def _log_scale(evaluation: Evaluation) -> bool:
-    lowest = min(track.equity.min() for track in evaluation.tracks.values())
-    highest = max(track.equity.max() for track in evaluation.tracks.values())
-    return bool(lowest > 0 and highest / lowest >= LOG_FROM)
 
 
 def _month_table(evaluation: Evaluation, interval_ns: int) -> list[dict[str, Any]]:
@@ -274,10 +233,3 @@ def _cell(period: tables.Period, strongest: float | None) -> dict[str, Any]:
         "partial": period.partial,
         "shade": shade,
     }
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second")):
-        if seconds >= size:
-            return f"{seconds / size:g}-{unit}" if seconds % size == 0 else f"{seconds / size:.1f}-{unit}"
-    return f"{seconds:g}-second"

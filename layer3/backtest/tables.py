@@ -10,7 +10,17 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from layer3.backtest.record import BUY_AND_HOLD, FLAT, KELLY_ONLY, POLICY, Criterion
+from layer3.backtest.record import (
+    BUY_AND_HOLD,
+    CHAMPION,
+    FLAT,
+    KELLY_ONLY,
+    POLICY,
+    Criterion,
+    Difference,
+    Evidence,
+    Interval,
+)
 
 __all__ = [
     "METRICS",
@@ -21,11 +31,16 @@ __all__ = [
     "Quantity",
     "context_rows",
     "criterion_rows",
+    "difference_words",
     "format_number",
+    "interval_text",
     "metric_groups",
     "monthly_returns",
+    "name_of",
     "plain",
     "quantity",
+    "told",
+    "why_missing",
 ]
 
 Kind = Literal["percent", "ratio", "probability", "multiple", "money", "count", "number"]
@@ -34,6 +49,7 @@ MISSING: Final = "n/a"
 STRATEGIES: Final[Mapping[str, str]] = {
     POLICY: "Policy",
     KELLY_ONLY: "Kelly only",
+    CHAMPION: "Champion",
     BUY_AND_HOLD: "Buy and hold",
     FLAT: "Flat",
 }
@@ -68,8 +84,16 @@ METRICS: Final[Mapping[str, Quantity]] = {
     "costs_paid": Quantity("Costs paid", "money", "commission and slippage, in currency", "Trading"),
 }
 _CRITERIA: Final[Mapping[str, Quantity]] = {
-    "versus_kelly": Quantity("Sharpe ratio against Kelly only", "ratio"),
-    "not_constant": Quantity("Policy is not constant", "ratio"),
+    "deflated_sharpe": Quantity("Deflated Sharpe ratio", "probability"),
+    "track_record": Quantity("Months of track record", "number"),
+    "permutation_p": Quantity("Permutation p value", "probability"),
+    "versus_kelly": Quantity("Against Kelly only", "ratio"),
+    "less_risk": Quantity("Less risk than Kelly only", "percent"),
+    "versus_champion": Quantity("Against the champion", "ratio"),
+    "not_degenerate": Quantity("Spread of the multiplier", "ratio"),
+    "degeneracy_findings": Quantity("Findings of degeneracy", "count"),
+    "no_leak": Quantity("Leaks of the future", "count"),
+    "walk_forward": Quantity("Walk-forward, probabilistic Sharpe", "probability"),
 }
 _CONTEXT: Final[Mapping[str, str]] = {
     "symbol": "Market",
@@ -96,6 +120,11 @@ def quantity(key: str) -> Quantity:
     return known or Quantity(key.replace("_", " ").strip().capitalize() or "(unnamed)", "number")
 
 
+def name_of(track: str) -> str:
+    """A track's name for a reader."""
+    return STRATEGIES.get(track) or track.replace("_", " ").capitalize()
+
+
 def format_number(value: float | None, kind: Kind, *, signed: bool = False, digits: int | None = None) -> str:
     """Write a number for a reader; ``None`` and what is not finite become "n/a".
 
@@ -115,6 +144,33 @@ def format_number(value: float | None, kind: Kind, *, signed: bool = False, digi
     if not any(c in "123456789" for c in text):
         text = text.lstrip("+-")
     return text.replace("-", "−") + {"percent": "%", "multiple": "×"}.get(kind, "")
+
+
+def interval_text(interval: Interval, kind: Kind, *, signed: bool = False) -> str:
+    """Both ends of an interval: "0.37 to 2.44"; "n/a" where it has none."""
+    if interval.low is None or interval.high is None:
+        return MISSING
+    return " to ".join(format_number(end, kind, signed=signed) for end in (interval.low, interval.high))
+
+
+def difference_words(difference: Difference) -> str:
+    """What the interval says of the policy, to be followed by the name of the other: "better than"."""
+    low, high = difference.sharpe.low, difference.sharpe.high
+    if low is None or high is None:
+        return "not compared with"
+    if low > 0.0:
+        return "better than"
+    return "worse than" if high < 0.0 else "not told apart from"
+
+
+def told(evidence: Evidence, section: str) -> tuple[str, ...]:
+    """What the evidence says is missing of ``section``."""
+    return (evidence.problems[section],) if section in evidence.problems else ()
+
+
+def why_missing(evidence: Evidence, section: str) -> tuple[str, ...]:
+    """What stands in the place of a section that is not there."""
+    return told(evidence, section) or ("This evaluation holds nothing on it.",)
 
 
 def criterion_rows(criteria: Iterable[Criterion]) -> list[dict[str, Any]]:
