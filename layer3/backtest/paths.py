@@ -75,6 +75,8 @@ def permutation_test(
 ) -> Permutation:
     """Walk ``policy`` over ``paths`` permutations of ``window``, the bars that it was judged on.
 
+    As many paths at a time as fit into about 1 GB: 200 paths of two years of hours.
+
     Parameters
     ----------
     candles : checked candles (:func:`layer3.market.candles.check`) of ``symbol``, with the file's own columns

@@ -10,6 +10,8 @@ the close of *t*; in this order the chain
 2. learns the error of the forecast of a day ago: realised return from close *t - day* to close *t*
    less the signal's expected return (of the price: times the side) scaled to a day;
 3. assesses the signal of bar *t*.
+
+:mod:`layer3.sizing.batch` gives the same numbers in a few array operations; this loop is what defines them.
 """
 
 from __future__ import annotations

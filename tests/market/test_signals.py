@@ -10,7 +10,14 @@ import pytest
 
 from layer3.market.candles import CANDLE_COLUMNS, check
 from layer3.market.signal_columns import CASCADE_COLUMNS
-from layer3.market.signals import BASELINE, CANONICAL_COLUMNS, FROM_FILE, WARM_UP_HOURS, with_signals
+from layer3.market.signals import (
+    BASELINE,
+    CANONICAL_COLUMNS,
+    FROM_FILE,
+    WARM_UP_HOURS,
+    derived_columns,
+    with_signals,
+)
 from layer3.types import Action, Regime
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
@@ -184,6 +191,22 @@ def test_other_columns_are_followed_beside_the_baseline() -> None:
     assert set(signals.frame["volume_ratio"]) == {2.0}
     pd.testing.assert_series_equal(signals.frame["signal_action"], plain["signal_action"])
     assert set(CASCADE_COLUMNS) <= set(signals.frame.columns)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"signal_action": "buy"},
+        {"signal_action": "buy", "signal_confidence": 0.8},
+        {"signal_action": "buy", "signal_confidence": 0.8, "signal_tier": 2.0, "regime": "crisis", "volume_ratio": 1.0},
+        {"signal_tier": 2.0, "expected_return": 0.1, "funding_rate": 0.001},
+    ],
+)
+def test_derived_columns_are_those_that_other_prices_change(given: dict[str, object]) -> None:
+    one, other = (market(3_000, seed=seed).assign(**given) for seed in (0, 1))
+    a, b = (with_signals(frame).frame for frame in (one, other))
+    assert derived_columns(one) == {name for name in CANONICAL_COLUMNS if not a[name].equals(b[name])}
 
 
 @pytest.mark.parametrize("pair", ["BTC", "ETH", "SOL"])
