@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 #: Size of a chart in half of a page: its own pixels on a phone.
-HALF: Final = Layout("half", 380, 250, 40, 12, 5, top=26, bottom=40)
+HALF: Final = Layout("half", 380, 250, 46, 12, 5, top=26, bottom=40)
 #: Told apart without red and green, by lightness alone if it must be.
 _MAIN: Final = "#0b4a8f"
 _OTHER: Final = "#8fa9c9"

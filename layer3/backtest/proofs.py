@@ -80,10 +80,11 @@ def differences(evidence: Evidence) -> Picture:
         "Sharpe ratio of the policy less that of the other on the same bars, by paired bootstrap. Better (blue, "
         "filled) where the whole interval is above 0; not told apart (orange, open) where it holds 0."
     )
-    missing = why_missing(evidence, "differences")
     if not rows:
-        return Picture("Against the benchmarks", "", missing=missing)
-    finding = _ranking(rows)
+        return Picture("Against the benchmarks", "", missing=why_missing(evidence, "differences"))
+    finding, missing = _ranking(rows), told(evidence, "differences")
+    if all(row.sharpe.low is None for row in rows):
+        return Picture("Against the benchmarks", note, finding, missing=(*missing, "None of them has an interval."))
     whiskers = [
         Whisker(
             short_name(row.against),
@@ -102,7 +103,7 @@ def differences(evidence: Evidence) -> Picture:
         description=finding,
         unit=f"difference of annualised Sharpe ratios, {level} interval",
     )
-    return Picture("Against the benchmarks", note, finding, markup([svg]), told(evidence, "differences"))
+    return Picture("Against the benchmarks", note, finding, markup([svg]), missing)
 
 
 def _ranking(rows: Sequence[Difference]) -> str:
@@ -122,6 +123,9 @@ def costs(evidence: Evidence) -> Picture:
     finding = f"Net {format_number(found.net, 'percent', signed=True)} at the costs assumed. {break_even_words(found)}"
     lines = sorted(found.lines, key=lambda line: line.multiple)
     totals = [line.total_return for line in lines]
+    note = "The record walked again with every cost (commission, slippage, funding) multiplied; 1× is what is assumed."
+    if all(value is None for line in lines for value in (line.sharpe, line.total_return)):
+        return Picture("What costs do to it", note, finding, missing=("At none of the costs is there a result.",))
     fine = max((abs(total) for total in totals if total is not None), default=1.0) < 0.1
     svg = costs_chart(
         np.array([line.multiple for line in lines]),
@@ -134,7 +138,6 @@ def costs(evidence: Evidence) -> Picture:
         title="Sharpe ratio and total return against the multiple of all costs",
         description=finding,
     )
-    note = "The record walked again with every cost (commission, slippage, funding) multiplied; 1× is what is assumed."
     return Picture("What costs do to it", note, finding, markup([svg]))
 
 
@@ -232,6 +235,9 @@ def _folds(found: WalkForward) -> Picture:
     finding = f"{sum(mean > 0 for mean in means)} of {len(found.folds)} folds above 0 on average."
     if any(ratio is not None for ratio in found.seed_sharpes):
         finding += " Seeds over all folds: " + ", ".join(format_number(s, "ratio") for s in found.seed_sharpes) + "."
+    note = "A dot per seed, a stroke at their mean. One fold is too short to prove anything; look at the spread."
+    if not means:
+        return Picture("Every fold and seed", note, finding, missing=("No fold has a Sharpe ratio.",))
     svg = folds_chart(
         [fold.sharpes for fold in found.folds],
         name="folds",
@@ -239,7 +245,6 @@ def _folds(found: WalkForward) -> Picture:
         description=finding,
         unit=_RATIO,
     )
-    note = "A dot per seed, a stroke at their mean. One fold is too short to prove anything; look at the spread."
     return Picture("Every fold and seed", note, finding, markup([svg]))
 
 

@@ -90,7 +90,7 @@ def _failed_first(verdict: Verdict) -> list[dict[str, Any]]:
 
 def _problems(evidence: Evidence) -> list[tuple[str, str]]:
     """What could not be computed, as (name of the section, sentence)."""
-    return [(tables.quantity(section).label, sentence) for section, sentence in evidence.problems.items()]
+    return [(section.replace("_", " ").capitalize(), sentence) for section, sentence in evidence.problems.items()]
 
 
 def _limit_rows(limits: Mapping[str, Any], within: str = "") -> list[tuple[str, str]]:
@@ -161,6 +161,8 @@ def template_environment(*folders: Path) -> Environment:
 
 
 def _outcome(passed: bool, criteria: int, failed: int) -> str:
+    if not criteria:
+        return "released, although nothing was asked" if passed else "not released; nothing was asked"
     if passed and failed:
         return f"released against the evidence: {failed} of {criteria} criteria failed"
     if passed:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import html as escaping
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -16,7 +18,23 @@ import pytest
 from layer3.backtest import tables
 from layer3.backtest.charts import Layout, Series, Style, average, average_span, lines_chart, thin
 from layer3.backtest.drawing import spread_apart
-from layer3.backtest.record import FLAT, KELLY_ONLY, POLICY, Criterion, Evaluation, Verdict
+from layer3.backtest.pictures import Record
+from layer3.backtest.record import (
+    FLAT,
+    KELLY_ONLY,
+    POLICY,
+    Criterion,
+    Degeneracy,
+    Difference,
+    Evaluation,
+    Evidence,
+    Interval,
+    Leak,
+    Override,
+    Slice,
+    Stability,
+    Verdict,
+)
 from layer3.backtest.report import render_tear_sheet, render_verdict_markdown
 from layer3.errors import EvaluationError
 from tests.backtest.sheets import HOUR_NS, Page, make_evaluation, make_verdict, open_in_chromium
@@ -40,13 +58,22 @@ def assert_self_contained(html: str, page: Page) -> None:
 @pytest.mark.parametrize("bars", [17_520, 35_040])
 def test_years_of_hours_stay_below_the_budget_and_offline(bars: int) -> None:
     html = render_tear_sheet(make_evaluation(bars), make_verdict())
-    assert len(html.encode()) <= 300_000
+    assert len(html.encode()) <= 500_000
     assert_self_contained(html, Page(html))
 
 
 def test_the_verdict_comes_first_with_every_criterion(sheet: str) -> None:
     text = Page(sheet).text
-    order = ["SYNTHETIC DATA.", "REJECTED", "Sentence number 7", "Equity", "Drawdown", "Multiplier", "Exposure"]
+    order = ["SYNTHETIC DATA.", "REJECTED", "Sentence number 7", "Equity", "Single bars shuffled", "Blocks shuffled"]
+    order += [
+        "Against the benchmarks",
+        "What costs do to it",
+        "Drawdown",
+        "Months",
+        "What the policy adds",
+        "Multiplier",
+    ]
+    order += ["Exposure", "Walk-forward:", "Details", "Trust", "Costs told apart", "Leaks of the future", "All metrics"]
     places = [text.index(part, text.index("BTC-USDT: the policy") if i else 0) for i, part in enumerate(order)]
     assert places == sorted(places)
     assert "4 of 8 criteria failed: Sharpe ratio, Maximum drawdown, Excess over kelly, Seven" in text
@@ -54,6 +81,105 @@ def test_the_verdict_comes_first_with_every_criterion(sheet: str) -> None:
     assert text.count(" pass ") == 4
     assert text.index("All metrics") < text.index("What was judged")
     assert all(f"Sentence number {i} says" in text for i in range(8))
+
+
+def test_all_criteria_are_there_and_the_failed_ones_come_first() -> None:
+    criteria = tuple(Criterion(f"number_{i}", float(i), ">=", 3.0, i % 3 == 0, f"Said of {i}.") for i in range(20))
+    text = Page(render_tear_sheet(make_evaluation(50), Verdict(False, criteria))).text
+    places = [text.index(f"Said of {i}.") for i in range(20)]
+    failed = [place for place, criterion in zip(places, criteria, strict=True) if not criterion.passed]
+    assert max(failed) < min(set(places) - set(failed))
+    assert failed == sorted(failed)
+    assert "13 of 20 criteria failed" in text
+
+
+def test_an_override_is_red_with_its_name_and_reason() -> None:
+    verdict = dataclasses.replace(
+        make_verdict(False), passed=True, override=Override("Ada <L.>", "the old one | burns")
+    )
+    html = render_tear_sheet(make_evaluation(50), verdict)
+    text = Page(html).text
+    assert "OVERRIDDEN" in text
+    assert "PASSED" not in text
+    assert "released against the evidence: 4 of 8 criteria failed" in text
+    assert (
+        text.index("Override by Ada <L.>:")
+        < text.index("Reason: the old one | burns")
+        < text.index("Sentence number 0")
+    )
+    assert re.search(r"--no: #a3271b", html)
+    assert re.search(r"\.override {[^}]*color: var\(--no\)", html)
+    assert '<strong class="stamp no">OVERRIDDEN</strong>' in html
+    markdown = render_verdict_markdown(make_evaluation(50), verdict)
+    assert markdown.startswith("# OVERRIDDEN: released against the evidence")
+    assert "**OVERRIDE by Ada &lt;L.&gt;: the old one \\| burns**" in markdown
+
+
+def test_what_was_asked_is_shown_whole() -> None:
+    limits = {"sharpe": 1.0, "claim": "return", "walk_forward": {"required": True, "probabilistic_sharpe": 0.95}}
+    verdict = dataclasses.replace(make_verdict(), limits=limits)
+    asked = ["Sharpe", "Claim", "Walk forward: required", "Walk forward: probabilistic sharpe"]
+    text = Page(render_tear_sheet(make_evaluation(50), verdict)).text
+    markdown = render_verdict_markdown(make_evaluation(50), verdict)
+    for name, value in zip(asked, ("1", "return", "yes", "0.95"), strict=True):
+        assert f"{name} {value}" in text
+        assert f"- {name}: {value}\n" in markdown
+
+
+SECTIONS = [
+    *("trust", "differences", "superiority", "costs", "permutations", "leak", "attribution"),
+    *("degeneracy", "stability", "walk_forward", "bootstrap_band"),
+]
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_missing_section_says_why_in_its_place(section: str) -> None:
+    evaluation = make_evaluation(200)
+    empty = () if isinstance(getattr(evaluation.evidence, section), tuple) and section != "bootstrap_band" else None
+    why = f"the {section} would not come"
+    changed = dataclasses.replace(evaluation.evidence, **{section: empty}, problems={section: why})
+    page = Page(render_tear_sheet(dataclasses.replace(evaluation, evidence=changed), make_verdict()))
+    assert page.text.count(why) >= 2, "once below the verdict, once in the section's place"
+    assert page.text.count(f"Not computed. {why}") + page.text.count(f": {why}") >= 1
+    assert "None" not in re.sub("None of", "", page.text)
+    markdown = render_verdict_markdown(dataclasses.replace(evaluation, evidence=changed), make_verdict())
+    assert why in markdown.replace("\\", "")
+
+
+def test_a_record_without_evidence_shows_its_tracks_and_says_the_rest() -> None:
+    evaluation = dataclasses.replace(make_evaluation(200), evidence=Evidence())
+    html = render_tear_sheet(evaluation, make_verdict())
+    text = Page(html).text
+    assert html.count("<svg") == 6
+    assert text.count("This evaluation holds nothing on it.") >= 10
+    assert "Could not be computed" not in text
+
+
+def test_a_problem_of_no_known_section_is_not_lost() -> None:
+    evaluation = make_evaluation(50)
+    evidence = dataclasses.replace(evaluation.evidence, problems={"something_odd": "it broke"})
+    text = Page(render_tear_sheet(dataclasses.replace(evaluation, evidence=evidence), make_verdict())).text
+    assert "Something odd. it broke" in text
+
+
+def test_every_chart_has_a_title_and_what_it_shows(sheet: str) -> None:
+    charts = re.findall(r"<svg .*?</svg>", sheet, flags=re.DOTALL)
+    assert len(charts) == 13
+    for chart in charts:
+        assert re.search(r"<title id=[^>]+>[^<]{10,}</title><desc id=[^>]+>[^<]{10,}</desc>", chart)
+
+
+def test_the_band_starts_with_the_capital_and_ends_inside_the_chart() -> None:
+    evaluation = make_evaluation(24 * 40)
+    band = Record.of(evaluation, HOUR_NS).band
+    assert band is not None
+    assert band.low[0] == band.high[0] == evaluation.tracks[POLICY].equity[0]
+    assert evaluation.evidence.bootstrap_band is not None
+    np.testing.assert_allclose(band.high[1:], 1e5 * np.array(evaluation.evidence.bootstrap_band[2]))
+    assert np.all(np.diff(band.x) >= 0)
+    start = (evaluation.timestamps[0] + HOUR_NS) / 86_400e9
+    assert band.x[0] == pytest.approx(start)
+    assert band.x[-1] <= (evaluation.timestamps[-1] + 2 * HOUR_NS) / 86_400e9
 
 
 def test_a_passed_verdict_on_real_data_has_no_banner() -> None:
@@ -91,7 +217,21 @@ def test_everything_from_data_is_escaped() -> None:
     evaluation = dataclasses.replace(
         evaluation, metrics=metrics, tracks={**evaluation.tracks, "$x_" + HOSTILE: evaluation.tracks[FLAT]}
     )
-    verdict = Verdict(False, (Criterion(HOSTILE, 1.0, ">=", 2.0, False, HOSTILE),))
+    evidence = dataclasses.replace(
+        evaluation.evidence,
+        differences=(Difference(HOSTILE, Interval(1.0, 0.5, 2.0), 1.0),),
+        leak=Leak((HOSTILE,), (1,), (HOSTILE,)),
+        degeneracy=Degeneracy(1, 1.0, 1.0, 0.0, 0.0, 1, None, (HOSTILE,)),
+        stability=Stability(
+            (Slice(HOSTILE, 1, 1.0, 1.0),), (Slice(HOSTILE, 1, 1.0, 1.0),), (), Slice(HOSTILE, 1, 1.0, 1.0)
+        ),
+        costs=None,
+        champion=HOSTILE,
+        problems={HOSTILE: HOSTILE, "costs": HOSTILE},
+    )
+    evaluation = dataclasses.replace(evaluation, evidence=evidence)
+    criterion = Criterion(HOSTILE, 1.0, ">=", 2.0, False, HOSTILE)
+    verdict = Verdict(True, (criterion,), Override(HOSTILE, HOSTILE), {HOSTILE: HOSTILE, "a": {HOSTILE: [HOSTILE]}})
     html = render_tear_sheet(evaluation, verdict)
     page = Page(html)
     assert not {"script", "img"} & {tag for tag, _ in page.elements}
@@ -167,8 +307,8 @@ def test_missing_metrics_read_not_available_and_unknown_ones_are_shown() -> None
     odd = {"sharpe": None, "sortino": float("nan"), "calmar": float("-inf"), "tail_ratio": -1234.5678}
     evaluation = dataclasses.replace(evaluation, metrics={POLICY: odd, KELLY_ONLY: {"extra": 2.0}})
     page = Page(render_tear_sheet(evaluation, make_verdict()))
-    assert "Tail ratio −1235 n/a n/a n/a" in page.text
-    assert "Extra n/a 2 n/a n/a" in page.text
+    assert "Tail ratio −1235 n/a n/a n/a n/a" in page.text
+    assert "Extra n/a 2 n/a n/a n/a" in page.text
     assert "Calmar ratio annual return over maximum drawdown n/a" in page.text
     assert "nan" not in page.text
     assert "inf" not in page.text
@@ -275,4 +415,20 @@ def test_chromium_opens_it(sheet: str, tmp_path: Path) -> None:
     dom = open_in_chromium(page, tmp_path / "profile")
     assert "REJECTED" in dom
     assert "4 of 8 criteria failed" in dom
-    assert dom.count("<svg") == 8
+    assert dom.count("<svg") == 13
+
+
+def test_a_phone_and_a_viewer_without_scripts_show_it_whole(sheet: str, tmp_path: Path) -> None:
+    """In a frame that forbids scripts, as the pipelines' viewer does, and 390 pixels wide, nothing sticks out."""
+    page = tmp_path / "viewer.html"
+    measure = "const d = this.contentDocument;"
+    measure += "document.title = [d.documentElement.scrollWidth, d.querySelectorAll('svg').length]"
+    page.write_text(
+        f'<!doctype html><title></title><iframe sandbox="allow-same-origin" style="width:390px;height:800px;border:0" '
+        f'onload="{escaping.escape(measure)}" srcdoc="{escaping.escape(sheet)}"></iframe>',
+        encoding="utf-8",
+    )
+    title = re.search(r"<title>(\d+),(\d+)</title>", open_in_chromium(page, tmp_path / "profile"))
+    assert title is not None
+    assert int(title[1]) <= 390
+    assert int(title[2]) == 13
