@@ -44,6 +44,12 @@ STYLES: Final = {
     FLAT: Style("#30363d", (0, (1, 2)), 1.1),
 }
 _OTHER: Final = Style("#1a7a6c", (0, (3, 1)), 1.1)
+_ABOUT: Final = {
+    KELLY_ONLY: "Kelly only: the sizing chain alone, multiplier 1.",
+    CHAMPION: "Champion: the policy that serves now.",
+    BUY_AND_HOLD: "Buy and hold: all capital in the asset.",
+    FLAT: "Flat: no position.",
+}
 _LONGEST: Final = 14
 #: Multiple of the deepest fall up to which its limit is drawn.
 _NEAR: Final = 3.0
@@ -121,6 +127,7 @@ def equity(record: Record) -> Picture:
         )
         finding += f" 90% of the policy's records resampled by bootstrap end between {low} and {high}."
         note += " Shaded: where 90% of the resampled records lie, which is how much of it may be luck."
+    note = " ".join([note, *(text for name, text in _ABOUT.items() if name in paths)])
     charts = []
     for layout in (Layout("wide", 760, 320, 58, 150, 8, top=26), Layout("narrow", 360, 260, 46, 92, 5, top=26)):
         wide = layout.name == "wide"

@@ -54,13 +54,18 @@ def _permutation(found: Permutation) -> Picture:
         format_number(float(v), "ratio") for v in (found.real, np.median(values), np.quantile(values, 0.95))
     )
     finding = f"{reached:,} of {paths:,} shuffled paths did at least as well as the real one ({real}): p = {p}."
-    what = "its bars" if found.kind == "bars" else f"blocks of {found.block_bars} bars"
     signals = "signals computed anew on it" if found.signals == "recomputed" else "signals kept at their bars"
-    note = (
-        f"The price path rebuilt from {what} in random order, {signals}, the same chain and policy run on it. "
-        f"Median {middle}, 95% of paths below {high}. Shuffling destroys what can be known beforehand: an edge that "
-        "survives it is an artefact. Orange: paths that did as well."
-    )
+    spread = f"Median {middle}, 95% of paths below {high}. Orange: paths that did as well."
+    if found.kind == "bars":
+        note = (
+            f"The price path rebuilt from its bars in random order, {signals}, the same chain and policy run on it. "
+            f"Shuffling destroys what can be known beforehand: an edge that survives it is an artefact. {spread}"
+        )
+    else:
+        note = (
+            f"The price path rebuilt from blocks of {found.block_bars} bars in random order, {signals}: what hangs "
+            f"together within a block stays, so this is the harder test. {spread}"
+        )
     svg = histogram_chart(
         values,
         found.real,
@@ -169,13 +174,9 @@ def attribution(evidence: Evidence) -> Picture:
         ]
         if bars:
             groups.append((words, bars))
-    ratios = {(row.chain, row.multiplier): format_number(row.sharpe, "ratio") for row in rows}
-    said = [
-        f"{words} {ratios[('on', kind)]}"
-        for kind, words in _MULTIPLIERS.items()
-        if ("on", kind) in ratios and kind != "off"
-    ]
-    finding = f"Sharpe ratio with the chain on: {', '.join(said)}." if said else ""
+    ratios = {row.multiplier: format_number(row.sharpe, "ratio") for row in rows if row.chain == "on"}
+    said = [f"{_MULTIPLIERS[kind]}: {ratio}" for kind, ratio in ratios.items() if kind != "off"]
+    finding = f"With the chain on the Sharpe ratio is, by multiplier, {', '.join(said)}." if said else ""
     svg = bars_chart(
         groups,
         name="attribution",

@@ -49,7 +49,7 @@ class Section:
 
 def detail_sections(evidence: Evidence) -> list[Section]:
     """Every section of the evidence as a table, in the order in which a sceptic asks."""
-    makers = (_trust, _differences, _choice, _costs, _leak, _degeneracy, _stability, _months, _folds)
+    makers = (_trust, _differences, _choice, _costs, _other_costs, _leak, _degeneracy, _stability, _months, _folds)
     return [make(evidence) for make in makers]
 
 
@@ -169,20 +169,20 @@ def _choice(evidence: Evidence) -> Section:
     if found:
         names = ", ".join(name_of(name) for name in found.benchmarks)
         p = tuple(format_number(value, "probability") for value in (found.consistent, found.lower, found.upper))
-        rows += [
-            Row(f"Superiority to {names}", "p value of Hansen's test that nothing beats the benchmarks", (p[0],)),
-            Row("", "its lower and upper bound", (f"{p[1]} to {p[2]}",)),
-        ]
+        note = (
+            'p value of Hansen\'s test of "it earns no more than the best of them"; in brackets its lower and upper '
+            "bound. Money alone, whatever the risk"
+        )
+        rows.append(Row(f"Superiority to {names}", note, (f"{p[0]} ({p[1]} to {p[2]})",)))
     else:
         missing += tuple(f"Superiority: {text}" for text in why_missing(evidence, "superiority"))
     overfitting = evidence.walk_forward.overfitting if evidence.walk_forward else None
     if overfitting:
         rows.append(_overfitting(overfitting))
     else:
-        reasons = told(evidence, "overfitting") or ("This evaluation holds nothing on it.",)
-        missing += tuple(f"Overfitting: {text}" for text in reasons)
-    note = "Whether the lead is luck, and whether what is best in one part of the data is best in another."
-    return Section("Luck of the choice", note, ("", ""), tuple(rows), missing=missing)
+        missing += ("Overfitting: it takes a walk-forward of at least two seeds that differ, over enough bars.",)
+    about = "Whether the lead is luck, and whether what is best in one part of the data is best in another."
+    return Section("Luck of the choice", about, ("", ""), tuple(rows), missing=missing)
 
 
 def _overfitting(found: Overfitting) -> Row:
@@ -208,11 +208,25 @@ def _costs(evidence: Evidence) -> Section:
         row("Funding", "paid for holding; received where positive", -found.funding),
         row("Net", "what is left", found.net),
     ]
-    for line in found.lines:
-        ratio, total = format_number(line.sharpe, "ratio"), format_number(line.total_return, "percent", signed=True)
-        rows.append(Row(f"At {line.multiple:g}× all costs", "total return, Sharpe ratio", (f"{total}, {ratio}",)))
-    note = "Where the money went, in percent of the starting capital; the record walked again at other costs."
-    return Section("Costs told apart", note, ("", ""), tuple(rows), (break_even_words(found),), told(evidence, "costs"))
+    note = "Where the money went, in percent of the starting capital."
+    return Section("Costs told apart", note, ("", ""), tuple(rows), missing=told(evidence, "costs"))
+
+
+def _other_costs(evidence: Evidence) -> Section:
+    found = evidence.costs
+    if not found:
+        return Section("At other costs", "", missing=why_missing(evidence, "costs"))
+    rows = (
+        Row(
+            f"{line.multiple:g}× all costs",
+            "",
+            (format_number(line.total_return, "percent", signed=True), format_number(line.sharpe, "ratio")),
+        )
+        for line in found.lines
+    )
+    columns = ("", "Total return", "Sharpe ratio")
+    note = "The record walked again with commission, slippage and funding multiplied."
+    return Section("At other costs", note, columns, tuple(rows), (break_even_words(found),))
 
 
 def _leak(evidence: Evidence) -> Section:

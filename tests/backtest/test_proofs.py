@@ -190,3 +190,35 @@ def test_numbers_that_could_not_be_computed_read_not_available() -> None:
     for label in ("Sharpe ratio", "Standard error", "90% interval", "Deflated Sharpe ratio"):
         assert rows[label] == ("n/a",)
     assert rows["Minimum track record"] == ("no length would do",)
+
+
+def test_results_at_other_costs_are_shown(evidence: Evidence) -> None:
+    assert evidence.costs
+    rows = section(evidence, "At other costs")
+    assert list(rows) == ["0.5× all costs", "1× all costs", "2× all costs", "4× all costs"]
+    for line, texts in zip(evidence.costs.lines, rows.values(), strict=True):
+        total, ratio = (float(text.rstrip("%").replace("−", "-")) for text in texts)
+        assert (total, ratio) == (
+            pytest.approx(100 * (line.total_return or 0.0), abs=0.051),
+            pytest.approx(line.sharpe, abs=0.0051),
+        )
+
+
+def test_the_attribution_names_what_multiplies(evidence: Evidence) -> None:
+    picture = proofs.attribution(evidence)
+    assert "policy: 1.42, always 1: 1.11, always its mean: 1.09, random: 0.87." in picture.finding
+    texts = Page(str(picture.charts[0])).texts
+    assert [text for text in texts if "(" in text][:2] == ["1.42 (+14.2%)", "1.11 (+11.1%)"]
+    assert texts.count("nothing held") == 2
+
+
+def test_the_walk_forward_counts_its_folds(evidence: Evidence) -> None:
+    walk = evidence.walk_forward
+    assert walk
+    stitched, folds = proofs.walk_forward(evidence)
+    above = sum(np.mean([s for s in fold.sharpes if s is not None]) > 0 for fold in walk.folds)
+    assert folds.finding.startswith(f"{above} of 18 folds above 0 on average.")
+    assert "not told apart from Kelly only" in stitched.finding
+    silent = dataclasses.replace(walk, folds=tuple(dataclasses.replace(f, sharpes=(None,)) for f in walk.folds))
+    _, nothing = proofs.walk_forward(Evidence(walk_forward=silent))
+    assert (nothing.charts, nothing.missing) == ((), ("No fold has a Sharpe ratio.",))
