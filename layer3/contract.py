@@ -62,6 +62,7 @@ STATE_DIM: Final = len(FEATURES)
 ACCOUNT_COLUMNS: Final = (8, 9, 10, 14)
 
 _TIER_EDGES = np.array([0.2, 0.4, 0.6])
+_PLAIN: Final = frozenset({float, int})
 
 
 def tier_of(risk_score: ArrayLike) -> NDArray[np.int64]:
@@ -103,9 +104,12 @@ def build_state(
     float32 array of shape ``(..., 16)``, every number within its documented bounds. A NaN
     in an argument comes out as NaN: whoever takes data from outside checks it first.
     """
-    columns = np.broadcast_arrays(
+    arguments = (
         confidence, side, tier, exposure, unrealised_pnl, return_1h, return_4h, volatility, win_rate, cascade_risk
-    )
+    )  # fmt: skip
+    if {value.__class__ for value in arguments} <= _PLAIN:
+        return _one_state(*arguments)
+    columns = np.broadcast_arrays(*arguments)
     conf, sgn, tr, held, pnl, r1, r4, vol, wins, risk = columns
     state = np.empty((*conf.shape, STATE_DIM), dtype=np.float32)
     state[..., 0] = np.clip(conf, 0.0, 1.0)
@@ -120,6 +124,33 @@ def build_state(
     state[..., 13] = np.clip(vol, 0.0, 0.1) / 0.1
     state[..., 15] = np.clip(risk, 0.0, 1.0)
     return state
+
+
+def _one_state(
+    confidence: Any, side: Any, tier: Any, exposure: Any, unrealised_pnl: Any, return_1h: Any, return_4h: Any,
+    volatility: Any, win_rate: Any, cascade_risk: Any,
+) -> NDArray[np.float32]:  # fmt: skip
+    """The same of plain numbers, to the bit, without the tenfold overhead of arrays without axes."""
+    numbers = [0.0] * STATE_DIM
+    numbers[0] = _clip(confidence, 0.0, 1.0)
+    if side in (-1, 0, 1):
+        numbers[2 + int(side)] = 1.0
+    if tier in (1, 2, 3, 4):
+        numbers[3 + int(tier)] = 1.0
+    numbers[8] = _clip(abs(exposure), 0.0, MAX_EXPOSURE) / MAX_EXPOSURE
+    numbers[9] = exposure if exposure != exposure else float((exposure > 0.0) - (exposure < 0.0))
+    numbers[10] = _clip(unrealised_pnl, -0.5, 0.5) * 2.0
+    numbers[11] = _clip(return_1h, -0.1, 0.1) * (100.0 / 10.0)
+    numbers[12] = _clip(return_4h, -0.2, 0.2) * (100.0 / 20.0)
+    numbers[13] = _clip(volatility, 0.0, 0.1) / 0.1
+    numbers[14] = _clip(win_rate, 0.0, 1.0)
+    numbers[15] = _clip(cascade_risk, 0.0, 1.0)
+    return np.array(numbers, dtype=np.float32)
+
+
+def _clip(x: float, low: float, high: float) -> float:
+    # NaN stays NaN: both comparisons are false.
+    return low if x < low else high if x > high else x
 
 
 def account_part(exposure: Any, unrealised_pnl: Any, win_rate: Any, xp: Any = np) -> tuple[Any, Any, Any, Any]:

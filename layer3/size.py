@@ -1,7 +1,7 @@
 """Size one signal from the command line: ``python -m layer3.size`` (``make size``).
 
 The multiplier comes from the first of these that answers, and the output says which and why the
-ones before it did not: the served champion over HTTP (``api``), the champion's file in a local
+ones before it did not: the served champion over HTTP (``gcp_api``), the champion's file in a local
 store (``local_model``), and 1.0, which is the Phase 1 chain alone (``fallback_kelly``).
 
 Each call starts a fresh chain: it knows no closed trades, no forecast errors and no earlier regime,
@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,13 +31,9 @@ from layer3.remote import fetch_multiplier
 from layer3.sizing.chain import Assessment, SizingChain, decide
 from layer3.sizing.config import ChainConfig, load_chain_config
 from layer3.sizing.request import EXAMPLE, SizingRequest, parse_request, read_request
-from layer3.types import PositionSizingDecision
+from layer3.types import FALLBACK_KELLY, GCP_API, LOCAL_MODEL, PositionSizingDecision
 
-__all__ = ["API", "FALLBACK", "LOCAL", "Multiplier", "choose_multiplier", "main"]
-
-API: Final = "api"
-LOCAL: Final = "local_model"
-FALLBACK: Final = "fallback_kelly"
+__all__ = ["Multiplier", "choose_multiplier", "main"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +60,16 @@ def choose_multiplier(endpoint: str, store: str, state: NDArray[np.float32], tim
     passed_over: list[str] = []
     try:
         answer = fetch_multiplier(endpoint, state, timeout_s=timeout_s)
-        return Multiplier(answer.multiplier, API, answer.confidence, answer.model_version, ())
+        return Multiplier(answer.multiplier, GCP_API, answer.confidence, answer.model_version, ())
     except (SourceError, ContractError) as error:
-        passed_over.append(f"{API}: {error}")
+        passed_over.append(f"{GCP_API}: {error}")
     try:
         policy = _champion(store)
         values, confidences = policy.act(state)
-        return Multiplier(float(values), LOCAL, float(confidences), policy.model_id, tuple(passed_over))
+        return Multiplier(float(values), LOCAL_MODEL, float(confidences), policy.model_id, tuple(passed_over))
     except (PolicyError, ContractError, ReleaseError) as error:
-        passed_over.append(f"{LOCAL}: {error}")
-    return Multiplier(1.0, FALLBACK, None, None, tuple(passed_over))
+        passed_over.append(f"{LOCAL_MODEL}: {error}")
+    return Multiplier(1.0, FALLBACK_KELLY, None, None, tuple(passed_over))
 
 
 def _champion(store: str) -> Policy:
@@ -145,12 +140,8 @@ def _wrapped(head: str, text: str, width: int) -> str:
     return textwrap.fill(text, width, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False)
 
 
-def _as_json(decision: PositionSizingDecision, chosen: Multiplier) -> str:
-    document: dict[str, Any] = dataclasses.asdict(decision)
-    document["multiplier_confidence"] = chosen.confidence
-    document["model_version"] = chosen.model_version
-    document["passed_over"] = list(chosen.passed_over)
-    return json.dumps(document, indent=2, allow_nan=False)
+def _as_json(decision: PositionSizingDecision) -> str:
+    return json.dumps(decision.to_json(), indent=2, allow_nan=False)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -177,19 +168,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         assessment = SizingChain(config).assess(request.signal, request.cascade)
         state = _state(request, assessment, config)
         chosen = choose_multiplier(options.endpoint, options.store, state, options.timeout_ms / 1000.0)
-        decision = decide(
-            request.signal,
-            assessment,
-            multiplier=chosen.value,
-            multiplier_source=chosen.source,
-            portfolio_value=request.portfolio_value,
-            max_exposure=config.max_exposure,
+        decision = dataclasses.replace(
+            decide(
+                request.signal,
+                assessment,
+                multiplier=chosen.value,
+                multiplier_source=chosen.source,
+                portfolio_value=request.portfolio_value,
+                max_exposure=config.max_exposure,
+            ),
+            timestamp_ns=request.signal.timestamp_ns,
+            passed_over=chosen.passed_over,
+            multiplier_confidence=chosen.confidence,
+            model_version=chosen.model_version,
+            state=state,
         )
     except (DataError, ConfigurationError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     if options.json:
-        print(_as_json(decision, chosen))
+        print(_as_json(decision))
     else:
         print(_render(request, decision, chosen, _width()))
     return 0

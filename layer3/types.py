@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, Final, Protocol
 
-__all__ = ["Action", "CascadeIndicators", "PositionSizingDecision", "Regime", "Stage", "TacticalSignal"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "FALLBACK_KELLY",
+    "GCP_API",
+    "LOCAL_MODEL",
+    "Action",
+    "CascadeIndicators",
+    "ClosedTrade",
+    "Explanation",
+    "PositionSizingDecision",
+    "Regime",
+    "Stage",
+    "TacticalSignal",
+    "Written",
+]
+
+#: Who gave a multiplier: the served champion, a policy file on this machine, or nobody (1.0 by default).
+GCP_API: Final = "gcp_api"
+LOCAL_MODEL: Final = "local_model"
+FALLBACK_KELLY: Final = "fallback_kelly"
 
 
 class Action(StrEnum):
@@ -87,14 +110,54 @@ class Stage:
     reason: str
 
 
+class Explanation(Protocol):
+    """The account of a decision: each stage, and one sentence."""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Every stage in order; each starts where the one before it ended."""
+
+    @property
+    def reason(self) -> str:
+        """One sentence."""
+
+
 @dataclass(frozen=True, slots=True)
+class Written:
+    """An :class:`Explanation` that is written out."""
+
+    stages: tuple[Stage, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedTrade:
+    """A trade that was closed.
+
+    ``trade_return`` after costs, as a fraction of what was in it; ``pnl_usd`` the same in dollars, ``None`` where
+    it is not known; ``closed_at_ns`` UTC nanoseconds; ``trade_id`` the broker's name for it.
+    """
+
+    trade_return: float
+    pnl_usd: float | None = None
+    closed_at_ns: int | None = None
+    trade_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PositionSizingDecision:
     """How much, and everything that led there.
 
     ``base_fraction`` in [0, 0.5] is what the Phase 1 chain alone would hold; ``exposure`` is
-    direction x base fraction x multiplier, clipped to the cap, as a signed fraction of equity;
-    ``position_size_usd`` is exposure x portfolio value. ``multiplier_source`` says who gave the
-    multiplier. ``cascade_action`` is one of NORMAL, REDUCE_50, REDUCE_75, EXIT.
+    direction x base fraction x multiplier, clipped to the cap and the risk limits, as a signed fraction of
+    equity; ``position_size_usd`` is exposure x portfolio value: the position to *hold*, not the change.
+    ``multiplier_source`` says who gave the multiplier: ``GCP_API``, ``LOCAL_MODEL`` or ``FALLBACK_KELLY``, and
+    ``passed_over`` who did not and why. ``cascade_action`` is one of NORMAL, REDUCE_50, REDUCE_75, EXIT.
+
+    ``refusal`` is a word for why the engine sized to zero without judging the signal (see
+    :mod:`layer3.live.risk`), ``None`` where it judged. ``state`` (16,) float32 is what the policy saw, ``None``
+    where it was not built. ``timestamp_ns`` is the engine's clock, ``latency_ms`` how long the decision took.
+    The fields from ``decision_id`` on are the engine's; a bare chain leaves them empty.
     """
 
     strategy_id: str
@@ -112,5 +175,76 @@ class PositionSizingDecision:
     multiplier_source: str
     exposure: float
     position_size_usd: float
-    reason: str
-    stages: tuple[Stage, ...]
+    portfolio_value: float
+    explanation: Explanation = dataclasses.field(repr=False, compare=False)
+    decision_id: str = ""
+    timestamp_ns: int = 0
+    latency_ms: float = dataclasses.field(default=0.0, compare=False)
+    config_hash: str = ""
+    refusal: str | None = None
+    passed_over: tuple[str, ...] = ()
+    multiplier_confidence: float | None = None
+    model_version: str | None = None
+    state: NDArray[np.float32] | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Every stage with what came in, what went out, and why; written anew at each reading."""
+        return self.explanation.stages
+
+    @property
+    def reason(self) -> str:
+        """One sentence: how much and by what, or what made it zero."""
+        return self.explanation.reason
+
+    @property
+    def kelly_position_usd(self) -> float:
+        """What Kelly alone would hold, in dollars, signed."""
+        return self.direction * self.kelly_fraction * self.portfolio_value + 0.0
+
+    @property
+    def cascade_adjusted_usd(self) -> float:
+        """What the whole Phase 1 chain would hold, in dollars, signed: the base that the policy multiplies."""
+        return self.direction * self.base_fraction * self.portfolio_value + 0.0
+
+    @property
+    def diagnostics(self) -> dict[str, Any]:
+        """All of the account as plain data, every number finite; ``rl`` is the policy's part of it."""
+        state = None if self.state is None else [float(x) for x in self.state]
+        return {
+            "decision_id": self.decision_id,
+            "latency_ms": self.latency_ms,
+            "config_hash": self.config_hash,
+            "refusal": self.refusal,
+            "reason": self.reason,
+            "stages": [{f: getattr(stage, f) for f in _STAGE} for stage in self.stages],
+            "state": state,
+            "multiplier": self.multiplier,
+            "source": self.multiplier_source,
+            "passed_over": list(self.passed_over),
+            "rl": {
+                "multiplier": self.multiplier,
+                "source": self.multiplier_source,
+                "confidence": self.multiplier_confidence,
+                "model_version": self.model_version,
+                "base_position_usd": self.cascade_adjusted_usd,
+                "rl_adjusted_usd": self.position_size_usd,
+                "state_features": state,
+            },
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field and the account, as plain data."""
+        skipped = ("explanation", "state", "passed_over")
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skipped}
+        return {
+            **fields,
+            "action": self.action.value,
+            "passed_over": list(self.passed_over),
+            "state": None if self.state is None else [float(x) for x in self.state],
+            "reason": self.reason,
+            "stages": [{f: getattr(stage, f) for f in _STAGE} for stage in self.stages],
+        }
+
+
+_STAGE: Final = tuple(f.name for f in dataclasses.fields(Stage))

@@ -8,8 +8,9 @@ is :func:`decide`. Stages carry unsigned fractions of equity; the side is applie
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from layer3 import contract
 from layer3.errors import ConfigurationError
@@ -142,10 +143,36 @@ class SizingChain:
         """Learn from one forecast of a one-day price return, as fractions. False if either is no number."""
         return self.residuals.record(predicted, realised)
 
-    def assess(self, signal: TacticalSignal, cascade: CascadeIndicators) -> Assessment:
+    def to_json(self) -> dict[str, Any]:
+        """What the chain remembers, as plain data for :meth:`restored`."""
+        return {
+            "posterior": self.posterior.to_json(),
+            "residuals": self.residuals.to_json(),
+            "regime": self.regime.to_json(),
+        }
+
+    @classmethod
+    def restored(cls, config: ChainConfig, data: Mapping[str, Any]) -> SizingChain:
+        """A chain that goes on where :meth:`to_json` was taken: to the bit under the same configuration.
+
+        Under another one what was learnt stays: trades count on top of the new prior, the latest residuals
+        fill the new window, the regime that holds goes on holding.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError : ``data`` is not such a thing
+        """
+        chain = cls(config)
+        chain.posterior.restore(data["posterior"])
+        chain.residuals.restore(data["residuals"])
+        chain.regime.restore(data["regime"])
+        return chain
+
+    def assess(self, signal: TacticalSignal, cascade: CascadeIndicators, *, new_bar: bool = True) -> Assessment:
         """Size one signal. Bad values never raise: they size to zero with a reason that names them.
 
         Advances the regime's hysteresis by one bar, unless the input cannot be used: that teaches nothing.
+        ``new_bar`` is False for a further signal within one bar, which counts for no calmer regime.
         """
         problem = find_problem(signal)
         feed_problem = find_problem(cascade)
@@ -165,7 +192,7 @@ class SizingChain:
         kelly_fraction = kelly.fraction if direction else 0.0
         residuals = self.residuals
         mood = sentiment_stage.multiplier(config.sentiment, signal.sentiment_score, direction)
-        regime_multiplier = self.regime.observe(signal.regime)
+        regime_multiplier = self.regime.observe(signal.regime, new_bar=new_bar)
         risk = cascade_stage.risk(config.cascade, cascade)
         action, cascade_factor = cascade_stage.action(config.cascade, risk)
         fraction = kelly_fraction * residuals.scale * mood * regime_multiplier * cascade_factor
@@ -222,19 +249,8 @@ def decide(
         raise ConfigurationError(
             f"max_exposure is {max_exposure!r}; it must be a number in (0, {contract.MAX_EXPOSURE}]"
         )
-    base = assessment.base_fraction
-    wanted = base * multiplier
-    held = min(wanted, max_exposure)
+    held = min(assessment.base_fraction * multiplier, max_exposure)
     exposure = assessment.direction * held + 0.0  # + 0.0: no negative zero
-    capped = f"above {max_exposure:g} of equity, cut" if wanted > max_exposure else f"within {max_exposure:g} of equity"
-    stages = (
-        *assessment.stages,
-        Stage("multiplier", base, wanted, f"x {multiplier:.3f} from {multiplier_source}"),
-        Stage("cap", wanted, held, capped),
-    )
-    reason = assessment.reason
-    if base > 0.0:
-        reason += f"; multiplier x {multiplier:.3f} from {multiplier_source}: exposure {exposure:+.2%}"
     return PositionSizingDecision(
         strategy_id=signal.strategy_id,
         symbol=signal.symbol,
@@ -246,11 +262,39 @@ def decide(
         regime_multiplier=assessment.regime_multiplier,
         cascade_risk=assessment.cascade_risk,
         cascade_action=assessment.cascade_action,
-        base_fraction=base,
+        base_fraction=assessment.base_fraction,
         multiplier=multiplier,
         multiplier_source=multiplier_source,
         exposure=exposure,
         position_size_usd=exposure * portfolio_value,
-        reason=reason,
-        stages=stages,
+        portfolio_value=portfolio_value,
+        explanation=_Decided(assessment, multiplier, multiplier_source, max_exposure, exposure),
     )
+
+
+class _Decided(NamedTuple):
+    """The account of a decision, written when it is read (:class:`layer3.types.Explanation`)."""
+
+    assessment: Assessment
+    multiplier: float
+    source: str
+    max_exposure: float
+    exposure: float
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        base, most = self.assessment.base_fraction, self.max_exposure
+        wanted = base * self.multiplier
+        capped = f"above {most:g} of equity, cut" if wanted > most else f"within {most:g} of equity"
+        return (
+            *self.assessment.stages,
+            Stage("multiplier", base, wanted, f"x {self.multiplier:.3f} from {self.source}"),
+            Stage("cap", wanted, abs(self.exposure), capped),
+        )
+
+    @property
+    def reason(self) -> str:
+        text = self.assessment.reason
+        if self.assessment.base_fraction > 0.0:
+            text += f"; multiplier x {self.multiplier:.3f} from {self.source}: exposure {self.exposure:+.2%}"
+        return text

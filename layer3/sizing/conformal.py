@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 from layer3.sizing.config import ConformalConfig
 
@@ -46,17 +48,42 @@ class ConformalWindow:
         if not math.isfinite(residual):
             self.rejected += 1
             return False
-        ordered, config = self._by_size, self._config
-        if len(ordered) == config.window:
+        self._keep(residual)
+        self._measure()
+        return True
+
+    def _keep(self, residual: float) -> None:
+        ordered = self._by_size
+        if len(ordered) == self._config.window:
             del ordered[bisect_left(ordered, self._by_time.popleft())]
         self._by_time.append(residual)
         insort(ordered, residual)
-        n = len(ordered)
+
+    def _measure(self) -> None:
+        n, config = len(self._by_size), self._config
         if n >= config.min_residuals:
             # 1e-9: (n + 1) * coverage must not be pushed over a whole number by rounding.
-            self.quantile = ordered[math.ceil((n + 1) * config.coverage - 1e-9) - 1]
+            self.quantile = self._by_size[math.ceil((n + 1) * config.coverage - 1e-9) - 1]
             self.scale = 1.0 / (1.0 + self.quantile)
-        return True
+
+    def to_json(self) -> dict[str, Any]:
+        """The residuals in the order of time, as plain data."""
+        return {"residuals": list(self._by_time), "rejected": self.rejected}
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Take up what :meth:`to_json` gave, the latest ``window`` of them.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError : ``data`` is not such a thing
+        """
+        residuals = [float(residual) for residual in data["residuals"]]
+        if not all(0.0 <= residual < math.inf for residual in residuals):
+            raise ValueError("a residual is not a finite number from 0")
+        for residual in residuals[-self._config.window :]:
+            self._keep(residual)
+        self._measure()
+        self.rejected = int(data["rejected"])
 
 
 def describe(config: ConformalConfig, count: int, quantile: float | None) -> str:

@@ -36,7 +36,8 @@ Where it varies (p = 0.5, risk score 0; the tests compute this table again):
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from layer3.sizing.config import KellyConfig
 
@@ -46,9 +47,10 @@ __all__ = ["KellyEstimate", "KellyPosterior", "describe", "estimate"]
 class KellyPosterior:
     """Beta posterior of the probability that a trade wins, and the count of what taught it."""
 
-    __slots__ = ("alpha", "beta", "rejected")
+    __slots__ = ("_config", "alpha", "beta", "rejected")
 
     def __init__(self, config: KellyConfig) -> None:
+        self._config = config
         self.alpha = config.prior_alpha
         self.beta = config.prior_beta
         self.rejected = 0
@@ -72,6 +74,27 @@ class KellyPosterior:
     def mean(self) -> float:
         """Posterior mean alpha / (alpha + beta), in (0, 1)."""
         return self.alpha / (self.alpha + self.beta)
+
+    def to_json(self) -> dict[str, Any]:
+        """What was learnt, as plain data, beside the prior that it was learnt on."""
+        prior = {"prior_alpha": self._config.prior_alpha, "prior_beta": self._config.prior_beta}
+        return {"alpha": self.alpha, "beta": self.beta, "rejected": self.rejected, **prior}
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Take up what :meth:`to_json` gave; under another prior the same trades count on top of that one.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError : ``data`` is not such a thing
+        """
+        alpha, beta, *before = (float(data[name]) for name in ("alpha", "beta", "prior_alpha", "prior_beta"))
+        now = [self._config.prior_alpha, self._config.prior_beta]
+        if not (math.isfinite(alpha + beta) and alpha >= before[0] > 0.0 and beta >= before[1] > 0.0):
+            raise ValueError(f"Beta({alpha}, {beta}) does not come of the prior Beta({before[0]}, {before[1]})")
+        # As it is where the prior is the same: a subtraction could round.
+        self.alpha = alpha if before[0] == now[0] else alpha - before[0] + now[0]
+        self.beta = beta if before[1] == now[1] else beta - before[1] + now[1]
+        self.rejected = int(data["rejected"])
 
 
 class KellyEstimate(NamedTuple):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from layer3.sizing.config import RegimeConfig
 from layer3.types import Regime
 
@@ -29,8 +32,12 @@ class RegimeHysteresis:
         self.regime: Regime | None = None
         self.pending = 0
 
-    def observe(self, observed: Regime) -> float:
-        """Take in the regime of one more bar and return the multiplier that holds for it."""
+    def observe(self, observed: Regime, *, new_bar: bool = True) -> float:
+        """Take in the regime of one more bar and return the multiplier that holds for it.
+
+        Without ``new_bar`` it is one more look at a bar that was counted before: danger counts at once as
+        ever, but a calmer regime is not counted twice.
+        """
         factors = self._multipliers
         current = self.regime
         if current is None or factors[observed] <= factors[current]:
@@ -39,14 +46,38 @@ class RegimeHysteresis:
             self._next = None
             return factors[observed]
         following = self._next
-        if following is None or factors[observed] < factors[following]:
+        if following is None:
+            if not new_bar:  # the bar was counted before, as one of danger
+                return factors[current]
             self._next = following = observed
+        elif factors[observed] < factors[following]:
+            self._next = following = observed
+        if not new_bar:
+            return factors[current]
         self.pending += 1
         if self.pending >= self._confirmations:
             self.regime = current = following
             self.pending = 0
             self._next = None
         return factors[current]
+
+    def to_json(self) -> dict[str, Any]:
+        """The regime that holds, the one that waits and for how many bars, as plain data."""
+        regime, following = (None if r is None else r.value for r in (self.regime, self._next))
+        return {"regime": regime, "next": following, "pending": self.pending}
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Take up what :meth:`to_json` gave. Under other multipliers the next bar is judged by those.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError : ``data`` is not such a thing
+        """
+        regime, following = (None if data[key] is None else Regime(data[key]) for key in ("regime", "next"))
+        pending = int(data["pending"])
+        if pending < 0 or (following is None) != (pending == 0) or (regime is None and following is not None):
+            raise ValueError(f"{pending} bars of {following} cannot wait for {regime}")
+        self.regime, self._next, self.pending = regime, following, pending
 
 
 def describe(config: RegimeConfig, observed: Regime, effective: Regime, pending: int) -> str:

@@ -96,7 +96,7 @@ def test_the_served_champion_comes_first(
     release(tmp_path)
     url, asked = served
     decision = run(capsys, "--endpoint", url, "--store", tmp_path, "--timeout-ms", 5000)
-    assert (decision["multiplier"], decision["multiplier_source"], decision["model_version"]) == (1.5, "api", "m1")
+    assert (decision["multiplier"], decision["multiplier_source"], decision["model_version"]) == (1.5, "gcp_api", "m1")
     assert decision["passed_over"] == []
     assert decision["exposure"] == pytest.approx(decision["base_fraction"] * 1.5)
     expected = contract.build_state(
@@ -111,7 +111,7 @@ def test_then_the_local_file(capsys: pytest.CaptureFixture[str], nobody: str, tm
     decision = run(capsys, "--endpoint", nobody, "--store", tmp_path)
     assert (decision["multiplier_source"], decision["model_version"]) == ("local_model", policy.model_id)
     assert 0.0 < decision["multiplier"] < 2.0
-    assert decision["passed_over"][0].startswith(f"api: {nobody} did not answer: Connection refused")
+    assert decision["passed_over"][0].startswith(f"gcp_api: {nobody} did not answer: Connection refused")
 
 
 def test_then_the_chain_alone(capsys: pytest.CaptureFixture[str], nobody: str, tmp_path: Path) -> None:
