@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AXIS",
+    "DATED",
     "INK",
     "Floats",
     "Layout",
@@ -44,6 +45,8 @@ Floats = NDArray[np.float64]
 
 INK: Final = "#3d444d"
 AXIS: Final = "#9aa1a9"
+#: Days below which an axis of time says at its end which day, month or year it is in.
+DATED: Final = 300.0
 _RULE: Final = "#dfe3e8"
 
 
@@ -184,7 +187,7 @@ def time_axis(axes: Axes, layout: Layout, x: Floats) -> None:
     axes.xaxis_date(tz=UTC)
     axes.set_xlim(x[0], x[-1])
     axes.xaxis.set_major_locator(locator)
-    formatter = ConciseDateFormatter(locator, tz=UTC, show_offset=x[-1] - x[0] < 300)  # type: ignore[no-untyped-call]
+    formatter = ConciseDateFormatter(locator, tz=UTC, show_offset=x[-1] - x[0] < DATED)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_formatter(formatter)
     axes.axhline(axes.get_ylim()[0], color=AXIS, lw=0.8, clip_on=False)
 

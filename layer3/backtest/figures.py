@@ -77,6 +77,8 @@ def histogram_chart(
 
     ``label``: the lines of words beside that line; ``unit``: what the values are, below the axis.
     """
+    from matplotlib.ticker import MaxNLocator
+
     low, high = float(values.min()), float(values.max())
     room = 0.02 * (high - low) or 0.05 * max(1.0, abs(high))
     edges = np.linspace(low - room, high + room, min(_BINS, 6 + len(values) // 4) + 1)
@@ -89,6 +91,7 @@ def histogram_chart(
         # Room above the columns for the words.
         scale(axes, HALF, np.array([0.0, 1.3 * float(all_of_them.max())]), "{:,.0f}")
         axes.set_ylim(bottom=0.0)
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.set_xlim(left - margin, right + margin)
         _columns(axes, edges, np.zeros(len(all_of_them)), all_of_them - reached, _OTHER)
         _columns(axes, edges, all_of_them - reached, reached, _ALERT)

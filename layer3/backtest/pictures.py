@@ -6,14 +6,14 @@ Where the evidence lacks what a picture needs, its sentences from ``Evidence.pro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
 from layer3.backtest import tables
 from layer3.backtest.charts import Band, Series, Style, average_span, bands_chart, lines_chart
-from layer3.backtest.drawing import Floats, Layout
+from layer3.backtest.drawing import DATED, Floats, Layout
 from layer3.backtest.record import BUY_AND_HOLD, CHAMPION, FLAT, KELLY_ONLY, POLICY, Evaluation, Verdict
 from layer3.backtest.tables import format_number, name_of
 from layer3.contract import MULTIPLIER_HIGH, MULTIPLIER_LOW
@@ -85,6 +85,11 @@ class Record:
         return cls(evaluation, tuple(ordered(evaluation)), days, marks, interval_ns / 1e9)
 
     @property
+    def bottom(self) -> int:
+        """Room below an axis of time: a short record's has its date on a line of its own."""
+        return 38 if self.marks[-1] - self.marks[0] < DATED else 24
+
+    @property
     def log(self) -> bool:
         """Whether equity spans so much that it is drawn on a logarithmic scale."""
         band = self.band
@@ -129,7 +134,10 @@ def equity(record: Record) -> Picture:
         note += " Shaded: where 90% of the resampled records lie, which is how much of it may be luck."
     note = " ".join([note, *(text for name, text in _ABOUT.items() if name in paths)])
     charts = []
-    for layout in (Layout("wide", 760, 320, 58, 150, 8, top=26), Layout("narrow", 360, 260, 46, 92, 5, top=26)):
+    for layout in (
+        Layout("wide", 760, 320, 58, 150, 8, 26, record.bottom),
+        Layout("narrow", 360, 260, 46, 92, 5, 26, record.bottom),
+    ):
         wide = layout.name == "wide"
         lines = [
             Series(f"{short_name(name)} {gains[name]}" if wide else short_name(name), record.marks, path, _style(name))
@@ -179,7 +187,10 @@ def drawdown(record: Record, verdict: Verdict) -> Picture:
             unit="below the highest equity so far",
             description=finding,
         )
-        for layout in (Layout("wide", 760, 210, 58, 150, 8, top=26), Layout("narrow", 360, 190, 46, 92, 5, top=26))
+        for layout in (
+            Layout("wide", 760, 210, 58, 150, 8, 26, record.bottom),
+            Layout("narrow", 360, 190, 46, 92, 5, 26, record.bottom),
+        )
     ]
     return Picture("Drawdown", "Equity below its highest value so far, in percent of it.", finding, markup(charts))
 
@@ -199,9 +210,10 @@ def conduct(record: Record) -> list[Picture]:
     mean = format_number(float(np.abs(policy.exposure).mean()), "percent")
     sides = (f"{side} {np.mean(policy.exposure * sign > 0):.0%}" for side, sign in (("long", 1), ("short", -1)))
     held_text = f"{mean} of equity on average; {', '.join(sides)} of bars."
+    half = replace(HALF_LINES, bottom=record.bottom)
     multiplier = bands_chart(
         [Series("Policy", record.days, policy.multiplier, STYLES[POLICY])],
-        HALF_LINES,
+        half,
         name="multiplier",
         title="Multiplier over time",
         span=span,
@@ -214,7 +226,7 @@ def conduct(record: Record) -> list[Picture]:
     )
     exposure = bands_chart(
         [Series(name_of(name), record.days, evaluation.tracks[name].exposure, STYLES[name]) for name in held],
-        HALF_LINES,
+        half,
         name="exposure",
         title="Exposure over time",
         span=span,

@@ -116,8 +116,12 @@ def _ranking(rows: Sequence[Difference]) -> str:
     words: dict[str, list[str]] = {}
     for row in rows:
         words.setdefault(difference_words(row), []).append(name_of(row.against))
-    text = "; ".join(f"{verdict} {' and '.join(names)}" for verdict, names in words.items())
+    text = "; ".join(f"{verdict} {_listed(names)}" for verdict, names in words.items())
     return f"{text[:1].upper()}{text[1:]}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def costs(evidence: Evidence) -> Picture:

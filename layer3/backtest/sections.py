@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from layer3.backtest.proofs import break_even_words
 from layer3.backtest.record import Degeneracy, Evidence, Fold, Interval, Leak, Overfitting, Slice, Trust
 from layer3.backtest.tables import (
-    MISSING,
     difference_words,
     format_number,
     interval_text,
@@ -53,56 +53,52 @@ def detail_sections(evidence: Evidence) -> list[Section]:
     return [make(evidence) for make in makers]
 
 
+#: Of one trust: name, what it is in plain words, how it is written.
+_TRUST: Final[tuple[tuple[str, str, Callable[[Trust], str]], ...]] = (
+    ("Sharpe ratio", "mean return over its spread, per year; cash is 0", lambda t: format_number(t.sharpe, "ratio")),
+    (
+        "Standard error",
+        "how far off this estimate typically is, fat tails and autocorrelation allowed for",
+        lambda t: format_number(t.standard_error, "ratio"),
+    ),
+    (
+        "{level} interval",
+        "where the true ratio lies, by stationary bootstrap",
+        lambda t: interval_text(t.sharpe_interval, "ratio"),
+    ),
+    (
+        "Probabilistic Sharpe ratio",
+        "probability that the true ratio is above 0",
+        lambda t: format_number(t.probabilistic, "probability"),
+    ),
+    ("Trials", "policies ever tried on this data: the best of many looks good by luck", lambda t: f"{t.trials:,}"),
+    (
+        "Luck alone would show",
+        "the ratio expected of the best of so many trials without an edge",
+        lambda t: format_number(t.trials_sharpe, "ratio"),
+    ),
+    (
+        "Deflated Sharpe ratio",
+        "probability that the true ratio is above what luck alone would show",
+        lambda t: format_number(t.deflated, "probability"),
+    ),
+    ("Track record", "length of the record", lambda t: _length(t.years)),
+    ("Minimum track record", "length at which this ratio is told from 0 at 95%", lambda t: _needed(t)),
+    (
+        "Maximum drawdown, {level} interval",
+        "the largest fall that such returns bring in another order, by stationary bootstrap",
+        lambda t: interval_text(t.drawdown_interval, "percent"),
+    ),
+)
+
+
 def _trust(evidence: Evidence) -> Section:
     walk = evidence.walk_forward
     both = (("Held-out", evidence.trust), ("Walk-forward", walk.trust if walk else None))
     known = [(name, trust) for name, trust in both if trust]
-
-    def row(label: str, note: str, text: Callable[[Trust], str]) -> Row:
-        return Row(label, note, tuple(text(trust) for _, trust in known))
-
     level = format_number(known[0][1].sharpe_interval.level, "percent", digits=0) if known else ""
-    rows = (
-        row(
-            "Sharpe ratio",
-            "mean return over its spread, per year; cash is 0",
-            lambda t: format_number(t.sharpe, "ratio"),
-        ),
-        row(
-            "Standard error",
-            "how far off this estimate typically is, fat tails and autocorrelation allowed for",
-            lambda t: format_number(t.standard_error, "ratio"),
-        ),
-        row(
-            f"{level} interval",
-            "where the true ratio lies, by stationary bootstrap",
-            lambda t: interval_text(t.sharpe_interval, "ratio"),
-        ),
-        row(
-            "Probabilistic Sharpe ratio",
-            "probability that the true ratio is above 0",
-            lambda t: format_number(t.probabilistic, "probability"),
-        ),
-        row(
-            "Trials", "policies ever tried on this data: the best of many looks good by luck", lambda t: f"{t.trials:,}"
-        ),
-        row(
-            "Luck alone would show",
-            "the ratio expected of the best of so many trials without an edge",
-            lambda t: format_number(t.trials_sharpe, "ratio"),
-        ),
-        row(
-            "Deflated Sharpe ratio",
-            "probability that the true ratio is above what luck alone would show",
-            lambda t: format_number(t.deflated, "probability"),
-        ),
-        row("Track record", "length of the record", lambda t: _length(t.years)),
-        row("Minimum track record", "length at which this ratio proves something at 95%", _needed),
-        row(
-            f"Maximum drawdown, {level} interval",
-            "the largest fall that such returns bring in another order, by stationary bootstrap",
-            lambda t: interval_text(t.drawdown_interval, "percent"),
-        ),
+    rows = tuple(
+        Row(label.format(level=level), note, tuple(text(trust) for _, trust in known)) for label, note, text in _TRUST
     )
     missing = () if evidence.trust else why_missing(evidence, "trust")
     missing += () if walk else tuple(f"Walk-forward: {text}" for text in why_missing(evidence, "walk_forward"))
@@ -236,9 +232,9 @@ def _leak(evidence: Evidence) -> Section:
         return Section("Leaks of the future", note, missing=why_missing(evidence, "leak"))
     same = "Nothing differs." if not found.differs else f"Different, so it used the future: {', '.join(found.differs)}."
     rows = (
-        Row("Compared", "", (", ".join(found.compared) or MISSING,)),
-        Row("Data cut off after bar", "", (", ".join(f"{cut:,}" for cut in found.cuts) or MISSING,)),
-        Row("Not identical", "", (", ".join(found.differs) or "none",)),
+        Row("Compared", ", ".join(found.compared), (f"{len(found.compared):,}",)),
+        Row("Places cut off", f"after bar {', '.join(f'{cut:,}' for cut in found.cuts)}", (f"{len(found.cuts):,}",)),
+        Row("Not identical", "", (f"{len(found.differs):,}",)),
     )
     return Section("Leaks of the future", note, ("", ""), rows, (same,), told(evidence, "leak"))
 
@@ -293,7 +289,7 @@ def _months(evidence: Evidence) -> Section:
 def _slices(slices: Iterable[Slice]) -> list[Row]:
     return [
         Row(
-            f"{s.label[:1].upper()}{s.label[1:]}",
+            f"{s.label[:1].upper()}{s.label[1:]}".replace("_", " "),
             "",
             (
                 f"{s.bars:,}",

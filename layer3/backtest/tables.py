@@ -85,7 +85,7 @@ METRICS: Final[Mapping[str, Quantity]] = {
 }
 _CRITERIA: Final[Mapping[str, Quantity]] = {
     "deflated_sharpe": Quantity("Deflated Sharpe ratio", "probability"),
-    "track_record": Quantity("Months of track record", "number"),
+    "track_record": Quantity("Months of track record", "ratio"),
     "permutation_p": Quantity("Permutation p value", "probability"),
     "versus_kelly": Quantity("Against Kelly only", "ratio"),
     "less_risk": Quantity("Less risk than Kelly only", "percent"),

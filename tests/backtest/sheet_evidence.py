@@ -68,7 +68,7 @@ def make_evidence(timestamps: NDArray[np.int64], equity: Floats, kelly: Floats, 
             3.4 if gain > 0 else None,
         ),
         permutations=(make_permutation("bars", rng), make_permutation("blocks", rng)),
-        leak=Leak(("features", "signals", "states", "decisions"), (520, 1_040, 1_560), ()),
+        leak=Leak((*(f"signals' column_{n}" for n in range(30)), "state", "decision"), (520, 1_040, 1_560), ()),
         attribution=tuple(
             Attribution(chain, kind, None if kind == "off" else ratio, ratio * 0.1, 0.08)
             for chain, ratios in (("on", (1.42, 1.11, 1.09, 0.87, 0.0)), ("off", (0.55, 0.31, 0.32, -0.21, 0.0)))
@@ -117,7 +117,7 @@ def make_stability(timestamps: NDArray[np.int64], rng: np.random.Generator) -> S
         return Slice(label, bars, float(rng.normal(1.2, 0.9)), float(rng.normal(0.01, 0.02)))
 
     return Stability(
-        regimes=tuple(some(label, len(timestamps) // 3) for label in ("trending", "ranging", "crisis")),
+        regimes=tuple(some(label, len(timestamps) // 3) for label in ("trending_up", "high_volatility", "crisis")),
         months=tuple(some(str(month), int(count)) for month, count in zip(months, counts, strict=True)),
         directions=tuple(some(label, len(timestamps) // 3) for label in ("long", "short", "flat")),
         trimmed=Slice("without the best 1 % of bars", len(timestamps) * 99 // 100, 0.31, 0.021),

@@ -179,7 +179,9 @@ def test_every_fold_seed_and_slice_has_its_row(evidence: Evidence) -> None:
     months = section(evidence, "Sharpe ratio by month")
     assert list(months) == [s.label for s in evidence.stability.months]
     cut = section(evidence, "Stability")
-    labels = {s.label.capitalize() for s in (*evidence.stability.regimes, *evidence.stability.directions)}
+    labels = {
+        s.label.capitalize().replace("_", " ") for s in (*evidence.stability.regimes, *evidence.stability.directions)
+    }
     assert labels | {"Without the best 1 % of bars"} <= set(cut)
 
 

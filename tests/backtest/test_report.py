@@ -418,17 +418,18 @@ def test_chromium_opens_it(sheet: str, tmp_path: Path) -> None:
     assert dom.count("<svg") == 13
 
 
-def test_a_phone_and_a_viewer_without_scripts_show_it_whole(sheet: str, tmp_path: Path) -> None:
-    """In a frame that forbids scripts, as the pipelines' viewer does, and 390 pixels wide, nothing sticks out."""
+@pytest.mark.parametrize("width", [390, 768, 1280])
+def test_any_width_and_a_viewer_without_scripts_show_it_whole(width: int, sheet: str, tmp_path: Path) -> None:
+    """In a frame that forbids scripts, as the pipelines' viewer does, nothing sticks out of any screen."""
     page = tmp_path / "viewer.html"
     measure = "const d = this.contentDocument;"
     measure += "document.title = [d.documentElement.scrollWidth, d.querySelectorAll('svg').length]"
     page.write_text(
-        f'<!doctype html><title></title><iframe sandbox="allow-same-origin" style="width:390px;height:800px;border:0" '
+        f'<!doctype html><title></title><iframe sandbox="allow-same-origin" style="width:{width}px;border:0" '
         f'onload="{escaping.escape(measure)}" srcdoc="{escaping.escape(sheet)}"></iframe>',
         encoding="utf-8",
     )
     title = re.search(r"<title>(\d+),(\d+)</title>", open_in_chromium(page, tmp_path / "profile"))
     assert title is not None
-    assert int(title[1]) <= 390
+    assert int(title[1]) <= width
     assert int(title[2]) == 13
