@@ -101,7 +101,7 @@ def _finish(
 
 def _do(task: Task, tell: object, *, version: str, path: pd.DataFrame | None) -> None:
     """In a worker: each finished market with its share of the work."""
-    share = task.weight / len(task.numbers)
+    share = task.weight / len(task.left)
     do(task, version, path, lambda line: tell((line, share)))  # type: ignore[operator]
 
 
@@ -110,7 +110,7 @@ class _Progress:
 
     def __init__(self, todo: Sequence[Task], markets: int) -> None:
         self._started, self._total, self._done = time.monotonic(), sum(task.weight for task in todo), 0.0
-        self._markets, self._finished = markets, markets - sum(len(task.numbers) for task in todo)
+        self._markets, self._finished = markets, markets - sum(len(task.left) for task in todo)
 
     def tell(self, line: Line, share: float) -> None:
         self._done += share

@@ -47,7 +47,7 @@ FULL: Final = Plan()
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Markets of one design that are trained together: ``numbers`` are their seeds.
+    """Markets of one design that are trained together: ``numbers`` are their seeds, ``left`` those not yet judged.
 
     ``aim``: what is asked of them, a verdict after each of ``years``, or their true Sharpe ratio over the one
     length in ``years``. ``level``: the true ratio that the planted edge is meant for.
@@ -59,13 +59,14 @@ class Task:
     years: tuple[float, ...]
     training_years: float
     numbers: tuple[int, ...]
+    left: tuple[int, ...]
 
     @property
     def weight(self) -> float:
         """How long it takes, about, for the time left: in years of hours walked."""
         # The dear stages come the more often, the larger the edge.
         judged = 2.0 + (self.level or 0.0) * sum(self.years) if self.aim == "verdict" else 0.0
-        return (judged + max(self.years)) * len(self.numbers)
+        return (judged + max(self.years)) * len(self.left)
 
 
 def tasks(plan: Plan) -> list[Task]:
@@ -100,4 +101,4 @@ def _task(
     years: tuple[float, ...],
     numbers: Sequence[int],
 ) -> Task:
-    return Task(aim, design, level, years, plan.training_years, tuple(numbers))
+    return Task(aim, design, level, years, plan.training_years, tuple(numbers), tuple(numbers))

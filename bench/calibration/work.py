@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
@@ -26,6 +26,7 @@ from layer3.version import source_sha256
 
 __all__ = ["Line", "Remembered", "code_version", "do", "remaining"]
 
+_KEY: Final = ("code", "aim", "design", "level", "years", "training_years", "training_seed", "number")
 #: What a finished market leaves behind, plain JSON.
 Line = dict[str, Any]
 
@@ -42,7 +43,10 @@ def code_version(path: Path | None = None) -> str:
 
 
 def do(task: Task, version: str, path: pd.DataFrame | None, tell: Callable[[Line], None]) -> None:
-    """Train the task's candidates, then tell of each market as it is finished."""
+    """Train the task's candidates, then tell of each market that is left as it is finished.
+
+    All of them are trained even where few are left, so that a run that was cut off comes to the same numbers.
+    """
     started = time.perf_counter()
     made = candidates(
         task.design,
@@ -53,6 +57,8 @@ def do(task: Task, version: str, path: pd.DataFrame | None, tell: Callable[[Line
         path=path,
     )
     for number, candidate in zip(task.numbers, made, strict=True):
+        if number not in task.left:
+            continue
         if task.aim == "truth":
             answer: Any = {name: asdict(truth) for name, truth in true_ratios(candidate).items()}
         else:
@@ -69,22 +75,23 @@ def _key(task: Task, number: int, version: str) -> Line:
         "level": task.level,
         "years": list(task.years),
         "training_years": task.training_years,
+        "training_seed": task.numbers[0],
         "number": number,
     }
 
 
 def _same(line: Line) -> str:
-    return json.dumps([line[name] for name in ("code", "aim", "design", "level", "years", "training_years", "number")])
+    return json.dumps([line[name] for name in _KEY])
 
 
 def remaining(todo: Iterable[Task], lines: Sequence[Line], version: str) -> list[Task]:
-    """The tasks without the markets that are done."""
+    """The tasks that are not done, each with the markets that are left of it."""
     done = {_same(line) for line in lines}
     left = []
     for task in todo:
         numbers = tuple(number for number in task.numbers if _same(_key(task, number, version)) not in done)
         if numbers:
-            left.append(dataclasses.replace(task, numbers=numbers))
+            left.append(dataclasses.replace(task, left=numbers))
     return left
 
 
