@@ -4,6 +4,8 @@
     ├── ConfigurationError   whoever started it: an argument or a setting is wrong
     ├── DataError            whoever supplied the data: file, row, column and value are named
     ├── SourceError          wait, or check the network: a remote source did not answer in full
+    │   ├── CircuitOpenError     nobody: it failed too often, and was not asked this time
+    │   └── RefusedError         the engineer: it answers, but refuses what we send (HTTP 4xx)
     ├── ContractError        whoever deploys: two sides speak different state contracts
     ├── PolicyError          whoever released it: a policy file is damaged or fails its self-test
     ├── TrainingError        the engineer: training cannot start, or ended in numbers that are not finite
@@ -17,6 +19,7 @@ Messages say what was wrong, where, and what to do. Anything else that escapes i
 from __future__ import annotations
 
 __all__ = [
+    "CircuitOpenError",
     "ConfigurationError",
     "ContractError",
     "DataError",
@@ -24,6 +27,7 @@ __all__ = [
     "HimariError",
     "PipelineError",
     "PolicyError",
+    "RefusedError",
     "ReleaseError",
     "SourceError",
     "TrainingError",
@@ -44,6 +48,14 @@ class DataError(HimariError):
 
 class SourceError(HimariError):
     """A remote source did not answer, or answered less than was asked; trying again may help."""
+
+
+class CircuitOpenError(SourceError):
+    """A remote source failed too often and was not asked; the message says for how long it is left alone."""
+
+
+class RefusedError(SourceError):
+    """A remote source refuses our request as wrong (HTTP 4xx); asking the same again does not help."""
 
 
 class ContractError(HimariError):

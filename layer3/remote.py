@@ -1,33 +1,39 @@
-"""Ask the served policy for a multiplier, within a deadline that nothing on the other side can stretch.
-
-A socket's timeout bounds one read, not an answer: a server that sends one byte at a time can hold
-a caller for ever. So the exchange runs in a worker thread, the caller waits at most ``timeout_s``
-in total, and on expiry the socket is shut down under the worker, which then ends.
-"""
+"""Ask the served policy for a multiplier, within a deadline that nothing on the other side can stretch."""
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import json
-import socket
-import threading
-import time
+import math
+import re
+import secrets
+import ssl
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from layer3 import contract
-from layer3.errors import ConfigurationError, ContractError, SourceError
+from layer3.breaker import CircuitBreaker, Permit
+from layer3.errors import CircuitOpenError, ConfigurationError, ContractError, RefusedError, SourceError
+from layer3.net.address import Place, lookup
+from layer3.net.refreshed import Refreshed
+from layer3.net.tokens import TokenSource, checked_token
+from layer3.net.transport import Address, Budget, Pool, Steps, arun, run
+from layer3.net.wire import Answer, brief, request_bytes
 
-__all__ = ["CONTRACT_HEADER", "RemoteAnswer", "fetch_multiplier"]
+__all__ = ["CONTRACT_HEADER", "REQUEST_ID_HEADER", "PolicyClient", "RemoteAnswer", "fetch_multiplier"]
 
 #: A caller may send it with the contract it was built for, and finds the server's in every prediction.
 CONTRACT_HEADER: Final = "X-Himari-Contract"
-_MAX_BYTES: Final = 65_536
+#: Sent with each request; a server that sends one back must send the same.
+REQUEST_ID_HEADER: Final = "X-Request-Id"
+_ENDING: Final = "/predict"
+_LONGEST_TIMEOUT: Final = 600.0
+#: Seconds between two looks for the addresses of the host's name.
+_LOOKUP_PERIOD: Final = 60.0
+_REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,168 @@ class RemoteAnswer:
     model_version: str
 
 
+class PolicyClient:
+    """Asks ``POST {endpoint}/predict``; for any number of threads and event loops at once.
+
+    Connections are kept alive and shared. Names are resolved and tokens fetched ahead, in the
+    background. Close it, or use it as a context manager.
+
+    Parameters
+    ----------
+    endpoint : the server's URL, with or without ``/predict`` at its end
+    timeout_s : seconds for a whole call: name, connection, TLS, every byte sent and received
+    breaker : is asked before each call and told how it ended; without one every call is made.
+        No answer, HTTP 5xx and an answer that cannot be used are failures; HTTP 4xx is not
+    token_source : returns an identity token and its expiry in Unix seconds, such as
+        :func:`layer3.net.tokens.metadata_tokens`; a token is sent over https or loopback only
+    contract : the state contract that the caller was built for
+
+    Raises
+    ------
+    ConfigurationError : an argument cannot be used
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        timeout_s: float = 0.15,
+        breaker: CircuitBreaker | None = None,
+        token_source: TokenSource | None = None,
+        contract: str = contract.VERSION,
+    ) -> None:
+        if not 0.0 < timeout_s <= _LONGEST_TIMEOUT:
+            raise ConfigurationError(
+                f"timeout_s is {timeout_s!r}; it must be a number of seconds above 0, at most {_LONGEST_TIMEOUT:g}"
+            )
+        place = Place.parse(endpoint)
+        if token_source is not None and place.scheme != "https" and not place.is_loopback:
+            raise ConfigurationError(f"endpoint {endpoint!r}: a token is a secret; it is sent over https only")
+        self._endpoint = endpoint
+        self._timeout_s = timeout_s
+        self._breaker = breaker
+        self._contract = contract
+        self._target = place.path if place.path.endswith(_ENDING) else place.path + _ENDING
+        self._headers = {
+            "Host": place.authority,
+            "Accept": "application/json",
+            "Content-Type": "application/json",
+            CONTRACT_HEADER: contract,
+        }
+        self._addresses: Refreshed[tuple[Address, ...]] | None = None
+        self._tokens: Refreshed[str] | None = None
+        tls = ssl.create_default_context() if place.scheme == "https" else None
+        if place.is_literal:
+            known = lookup(place)
+            self._pool = Pool(lambda: known, place.host, tls)
+        else:
+            self._addresses = Refreshed(
+                f"the addresses of {place.host}", lambda: (lookup(place), math.inf), period=_LOOKUP_PERIOD
+            )
+            self._pool = Pool(self._addresses.peek, place.host, tls)
+        if token_source is not None:
+            self._tokens = Refreshed(f"a token for {endpoint}", lambda: checked_token(token_source))
+        self._closed = False
+
+    def ask(self, state: ArrayLike, request_id: str | None = None) -> RemoteAnswer:
+        """The served policy's answer to ``state``, the 16 numbers of the contract.
+
+        Returns or raises within ``timeout_s`` in total. ``request_id`` (printable ASCII, at most 128
+        characters) goes along for the server's log; a random one if there is none.
+
+        Raises
+        ------
+        CircuitOpenError : the breaker forbids the call; nothing was sent
+        RefusedError : HTTP 4xx, our fault or our caller's; says nothing about the server's health
+        ContractError : the server names another state contract
+        SourceError : no connection, no complete answer in time, another status than 200, or an answer
+            that is not the one that the API promises; the message says which
+        ConfigurationError : ``state`` or ``request_id`` cannot be used
+        """
+        return run(self._steps(state, request_id))
+
+    async def aask(self, state: ArrayLike, request_id: str | None = None) -> RemoteAnswer:
+        """:meth:`ask` for callers in an event loop; a cancelled call tells the breaker nothing."""
+        return await arun(self._steps(state, request_id))
+
+    def close(self) -> None:
+        """Close idle connections and end the background threads; calls under way end by themselves."""
+        self._closed = True
+        self._pool.close()
+        for kept in (self._addresses, self._tokens):
+            if kept is not None:
+                kept.close()
+
+    def __enter__(self) -> PolicyClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _steps(self, state: ArrayLike, request_id: str | None) -> Steps[RemoteAnswer]:
+        budget = Budget.start(self._endpoint, self._timeout_s)
+        name = secrets.token_hex(8) if request_id is None else request_id
+        body = _body(state)
+        headers = self._headers | {REQUEST_ID_HEADER: _checked_id(name)}
+        if self._closed:
+            raise SourceError(f"the client of {self._endpoint} is closed")
+        permit = self._acquire()
+        try:
+            if self._tokens is not None:
+                headers["Authorization"] = f"Bearer {yield from self._token(self._tokens, budget)}"
+            answer = yield from self._pool.exchange(request_bytes("POST", self._target, headers, body), budget)
+            result = self._read(answer, name)
+        except RefusedError:
+            raise
+        except (SourceError, ContractError):
+            if permit is not None:
+                permit.failure()
+            raise
+        else:
+            if permit is not None:
+                permit.success()
+            return result
+        finally:
+            # A call that was cancelled or refused says nothing; after an answer this changes nothing.
+            if permit is not None:
+                permit.ignore()
+
+    def _acquire(self) -> Permit | None:
+        if self._breaker is None:
+            return None
+        permit = self._breaker.try_acquire()
+        if permit is None:
+            figures = self._breaker.figures()
+            raise CircuitOpenError(
+                f"{self._endpoint} failed too often and was not asked: the breaker is {figures.state}, "
+                f"the next try is in {figures.retry_in:.1f} s"
+            )
+        return permit
+
+    def _token(self, tokens: Refreshed[str], budget: Budget) -> Steps[str]:
+        while (token := tokens.peek()) is None:
+            if not (yield None, 0, budget.end):
+                raise SourceError(f"{self._endpoint} was not asked: no token within {budget.seconds * 1000:.0f} ms")
+        return token
+
+    def _read(self, answer: Answer, request_id: str) -> RemoteAnswer:
+        where = self._endpoint
+        if answer.status != 200:
+            if answer.status == 401 and self._tokens is not None:
+                self._tokens.refresh()
+            kind = RefusedError if 400 <= answer.status < 500 else SourceError
+            raise kind(f"{where} answered HTTP {answer.status}: {brief(answer.body)}")
+        theirs = answer.headers.get(REQUEST_ID_HEADER.lower(), request_id)
+        if theirs != request_id:
+            raise SourceError(f"{where} answered request {theirs[:128]!r}, asked was {request_id!r}")
+        version = answer.headers.get(CONTRACT_HEADER.lower(), self._contract)
+        if version != self._contract:
+            raise ContractError(theirs=version[:80], ours=self._contract, where=where)
+        return _parse(where, answer.body)
+
+
 def fetch_multiplier(
     endpoint: str,
     state: ArrayLike,
@@ -46,110 +214,51 @@ def fetch_multiplier(
     timeout_s: float = 0.15,
     expected_contract: str = contract.VERSION,
 ) -> RemoteAnswer:
-    """``POST {endpoint}/predict`` with the 16 numbers of ``state`` and return the checked answer.
+    """One :meth:`PolicyClient.ask` with a client of its own; returns and raises as that does."""
+    with PolicyClient(endpoint, timeout_s=timeout_s, contract=expected_contract) as client:
+        return client.ask(state)
 
-    Returns or raises within ``timeout_s`` seconds in total: connecting, sending and reading.
 
-    Raises
-    ------
-    SourceError : no connection, no complete answer in time, a status other than 200, or a body
-        that is not the answer that the API promises; the message says which
-    ContractError : the server names another state contract
-    ConfigurationError : ``endpoint``, ``state`` or ``timeout_s`` cannot be used
-    """
-    numbers = np.asarray(state, dtype=np.float64)
+def _body(state: ArrayLike) -> bytes:
+    try:
+        numbers = np.asarray(state, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"state must be {contract.STATE_DIM} finite numbers: {error}") from error
     if numbers.shape != (contract.STATE_DIM,) or not np.isfinite(numbers).all():
         raise ConfigurationError(
             f"state must be {contract.STATE_DIM} finite numbers, got shape {numbers.shape}: {state!r}"
         )
-    if not 0.0 < timeout_s <= threading.TIMEOUT_MAX:
-        raise ConfigurationError(f"timeout_s is {timeout_s!r}; it must be a number of seconds above 0")
-    exchange = _Exchange(endpoint, json.dumps({"state": numbers.tolist()}).encode(), timeout_s, expected_contract)
-    status, theirs, body = exchange.run()
-    if status != 200:
-        raise SourceError(f"{endpoint} answered HTTP {status}: {body[:200].decode(errors='replace')}")
-    if theirs is not None and theirs != expected_contract:
-        raise ContractError(theirs=theirs, ours=expected_contract, where=endpoint)
-    return _parse(endpoint, body)
+    return json.dumps({"state": numbers.tolist()}).encode("ascii")
 
 
-class _Exchange:
-    """One request and its answer, in a thread of its own."""
+def _checked_id(request_id: str) -> str:
+    if not isinstance(request_id, str) or not _REQUEST_ID.fullmatch(request_id):
+        raise ConfigurationError(f"request_id is {request_id!r}, expected 1 to 128 printable characters of ASCII")
+    return request_id
 
-    def __init__(self, endpoint: str, body: bytes, timeout_s: float, version: str) -> None:
-        self._deadline = time.monotonic() + timeout_s
-        self._timeout_s = timeout_s
-        self._endpoint = endpoint
-        self._body = body
-        self._headers = {"Content-Type": "application/json", "Connection": "close", CONTRACT_HEADER: version}
-        try:
-            parts = urlsplit(endpoint)
-            host, port = parts.hostname, parts.port
-        except ValueError as error:
-            raise ConfigurationError(f"endpoint {endpoint!r} is not a URL: {error}") from error
-        if parts.scheme not in ("http", "https") or not host:
-            raise ConfigurationError(f"endpoint {endpoint!r} must look like http://host:port or https://host")
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        try:
-            self._connection = kind(host, port, timeout=timeout_s)
-        except http.client.InvalidURL as error:
-            raise ConfigurationError(f"endpoint {endpoint!r} is not a URL: {error}") from error
-        self._path = parts.path.rstrip("/") + "/predict"
-        self._done = threading.Event()
-        self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
-        self._expired = False
-        self._answer: tuple[int, str | None, bytes] | None = None
-        self._failure = ""
 
-    def run(self) -> tuple[int, str | None, bytes]:
-        """Status, the server's contract header if it sent one, and the body."""
-        threading.Thread(target=self._work, name="himari-remote", daemon=True).start()
-        self._done.wait(max(0.0, self._deadline - time.monotonic()))
-        with self._lock:
-            if self._answer is not None:
-                return self._answer
-            self._expired = True
-            if self._socket is not None:
-                # Wakes a worker that waits in a read; the worker closes the socket itself.
-                with contextlib.suppress(OSError):
-                    self._socket.shutdown(socket.SHUT_RDWR)
-        if self._failure:
-            raise SourceError(f"{self._endpoint} did not answer: {self._failure}")
-        raise SourceError(f"{self._endpoint} did not answer in full within {self._timeout_s * 1000:.0f} ms")
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        raise ValueError("a key is given twice")
+    return document
 
-    def _work(self) -> None:
-        try:
-            self._connection.connect()
-            with self._lock:
-                self._socket = self._connection.sock
-                if self._expired:
-                    return
-            self._connection.request("POST", self._path, self._body, self._headers)
-            with self._connection.getresponse() as response:
-                body = response.read(_MAX_BYTES + 1)
-                if len(body) > _MAX_BYTES:
-                    self._failure = f"the answer exceeds {_MAX_BYTES} bytes"
-                    return
-                with self._lock:
-                    if not self._expired:
-                        self._answer = (response.status, response.getheader(CONTRACT_HEADER), body)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            self._failure = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        finally:
-            with self._lock:
-                self._socket = None
-            self._connection.close()
-            self._done.set()
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def _parse(endpoint: str, body: bytes) -> RemoteAnswer:
     try:
-        answer = json.loads(body)
+        # By hand: json.loads would also take UTF-16 and UTF-32.
+        answer = _DECODER.decode(body.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{endpoint} answered something that is not JSON: {error}") from error
     if not isinstance(answer, dict):
         raise SourceError(f"{endpoint} answered {_brief(answer)}, expected a JSON object")
+    for name, value in answer.items():
+        # Python's reader takes NaN and Infinity, which are not JSON, and makes infinity of 1e400.
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SourceError(f"{endpoint}: {name[:60]} is {value}, expected finite numbers")
     version = answer.get("model_version")
     if not isinstance(version, str) or not version:
         raise SourceError(f"{endpoint}: model_version is {_brief(version)}, expected a name")
@@ -162,7 +271,6 @@ def _parse(endpoint: str, body: bytes) -> RemoteAnswer:
 
 def _number(endpoint: str, answer: dict[str, Any], name: str, low: float, high: float) -> float:
     value = answer.get(name)
-    # NaN and infinity, which Python's JSON reader lets through, fail the comparison.
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise SourceError(f"{endpoint}: {name} is {_brief(value)}, expected a number in [{low:g}, {high:g}]")
     return float(value)

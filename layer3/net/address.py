@@ -1,0 +1,89 @@
+"""Where a service is: a URL taken apart and checked, and the addresses of its host."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from layer3.errors import ConfigurationError, SourceError
+from layer3.net.transport import Address
+
+__all__ = ["Place", "lookup"]
+
+_PORTS: Final = {"http": 80, "https": 443}
+_NAME: Final = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
+_PATH: Final = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]*)*")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A checked ``http://`` or ``https://`` URL; ``path`` has no slash at its end."""
+
+    url: str
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @classmethod
+    def parse(cls, url: str) -> Place:
+        """Take ``url`` apart.
+
+        Raises
+        ------
+        ConfigurationError : it is no such URL, or carries a user, a query or a fragment
+        """
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            raise ConfigurationError(f"endpoint {url!r} is not a URL: {error}") from error
+        if parts.scheme not in _PORTS or not host:
+            raise ConfigurationError(f"endpoint {url!r} must look like http://host:port or https://host")
+        if not (_is_literal(host) or _NAME.fullmatch(host)) or not _PATH.fullmatch(parts.path) or port == 0:
+            raise ConfigurationError(f"endpoint {url!r} is not a URL: host, port or path has something that is none")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ConfigurationError("the endpoint carries a user, a query or a fragment; give scheme, host and path")
+        return cls(url, parts.scheme, host, port or _PORTS[parts.scheme], parts.path.rstrip("/"))
+
+    @property
+    def authority(self) -> str:
+        """For the Host header: RFC 9110, section 7.2."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def is_literal(self) -> bool:
+        """Whether the host is an address, so that nobody need be asked."""
+        return _is_literal(self.host)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether what is sent stays on this machine."""
+        return self.host == "localhost" or (self.is_literal and ipaddress.ip_address(self.host).is_loopback)
+
+
+def lookup(place: Place) -> tuple[Address, ...]:
+    """The addresses of its host, in the system's order; this waits as long as the system does.
+
+    Raises
+    ------
+    SourceError : there are none
+    """
+    try:
+        found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise SourceError(f"cannot find {place.host}: {error.strerror}") from error
+    return tuple((int(family), address) for family, _, _, _, address in found)
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

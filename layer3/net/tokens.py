@@ -1,0 +1,84 @@
+"""Identity tokens for a service that answers only to those it knows, as Cloud Run does."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+from urllib.parse import quote, urlsplit
+
+from layer3.errors import ConfigurationError, SourceError
+from layer3.net.address import Place, lookup
+from layer3.net.transport import Budget, Pool, run
+from layer3.net.wire import brief, request_bytes
+
+__all__ = ["TokenSource", "checked_token", "metadata_tokens"]
+
+#: Returns a token and when it expires, in Unix seconds. It is called by a thread that may wait.
+TokenSource: TypeAlias = Callable[[], tuple[str, float]]
+_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/=-]{1,16384}")
+_HOST: Final = "metadata.google.internal"
+_PATH: Final = "/computeMetadata/v1/instance/service-accounts/default/identity"
+_FLAVOR: Final = "Google"
+_SECONDS: Final = 5.0
+
+
+def checked_token(source: TokenSource) -> tuple[str, float]:
+    """What ``source`` returns, if a header can carry it (RFC 6750, section 2.1); no error shows the token.
+
+    Raises
+    ------
+    SourceError : it is none
+    """
+    token, expiry = source()
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        raise SourceError(f"the token source returned a {type(token).__name__} that is no bearer token")
+    return token, float(expiry)
+
+
+def metadata_tokens(audience: str) -> TokenSource:
+    """Tokens of the service account that this machine runs as, from Google Cloud's metadata server.
+
+    ``audience`` is the URL of the service without path. ``GCE_METADATA_HOST`` names another metadata
+    server (host or host:port), as for Google's own clients. Elsewhere than on Google Cloud there is
+    none: pass a callable of your own as ``token_source``, for example one around
+    ``google.oauth2.service_account.IDTokenCredentials``.
+
+    https://cloud.google.com/run/docs/authenticating/service-to-service
+
+    Raises
+    ------
+    ConfigurationError : ``audience`` is no URL
+    """
+    if urlsplit(audience).scheme not in ("http", "https"):
+        raise ConfigurationError(f"audience is {audience!r}, expected the service's URL, as https://name.run.app")
+    place = Place.parse(f"http://{os.environ.get('GCE_METADATA_HOST') or _HOST}")
+    target = f"{_PATH}?audience={quote(audience, safe='')}&format=full"
+    request = request_bytes("GET", target, {"Host": place.authority, "Metadata-Flavor": _FLAVOR, "Connection": "close"})
+
+    def fetch() -> tuple[str, float]:
+        addresses = lookup(place)
+        answer = run(Pool(lambda: addresses, place.host, None).exchange(request, Budget.start(place.url, _SECONDS)))
+        if answer.status != 200 or answer.headers.get("metadata-flavor") != _FLAVOR:
+            raise SourceError(f"{place.url} gave no identity token: HTTP {answer.status}: {brief(answer.body)}")
+        token = answer.body.decode("ascii", errors="replace").strip()
+        return token, _expiry(token, place.url)
+
+    return fetch
+
+
+def _expiry(token: str, where: str) -> float:
+    """The claim ``exp`` of a JSON web token (RFC 7519); its signature is for the service to check."""
+    parts = token.split(".")
+    try:
+        claims: Any = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        expiry = float(claims["exp"])
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise SourceError(f"{where}: the identity token has no readable expiry: {type(error).__name__}") from None
+    if not expiry > time.time():
+        raise SourceError(f"{where}: the identity token has expired already: is this machine's clock right?")
+    return expiry
