@@ -17,7 +17,16 @@ SYMBOL =
 SEED = 1
 STEPS = 500000
 MEMBERS = 1
-THRESHOLD = 1.0
+# Of the walk-forward: folds (0 for none), policies per fold, and rolling or expanding training windows.
+FOLDS = 6
+FOLD_SEEDS = 2
+FOLD_KIND = rolling
+# Least Sharpe ratio, or all of the gate's limits: a file like config/gate.yaml. Who overrides the gate, and why.
+THRESHOLD =
+GATE =
+OVERRIDE_NAME =
+OVERRIDE_REASON =
+RUN =
 STORE = .
 HOST = 127.0.0.1
 PORT = 8080
@@ -30,14 +39,16 @@ ASSETS = BTC,ETH,SOL
 # Policies behind each number of an experiment; empty means the experiment's own default.
 SEEDS =
 # Through the environment, so that no quote or space in a value can change a command.
-export DATA SYMBOL SEED STEPS MEMBERS THRESHOLD STORE HOST PORT SIGNAL SIZING ENDPOINT TRIALS JOBS ASSETS SEEDS
+export DATA SYMBOL SEED STEPS MEMBERS FOLDS FOLD_SEEDS FOLD_KIND THRESHOLD GATE OVERRIDE_NAME OVERRIDE_REASON RUN
+export STORE HOST PORT SIGNAL SIZING ENDPOINT TRIALS JOBS ASSETS SEEDS
 
-.PHONY: help install compile run-local tune assets serve size rollback release-status test lint format types imports check bench bench-training lock clean
+.PHONY: help install compile run-local explain tune assets serve size rollback release-status test lint format types imports check bench bench-training bench-evaluation calibrate lock clean
 
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '\n  run-local takes DATA=FILE|gs://…|exchange:SYMBOL with SYMBOL=…, or MARKET=default|no-edge|edge=0.5,seed=3,\n'
-	@printf '  and SEED=, STEPS=, MEMBERS=, THRESHOLD=, STORE=. size takes SIGNAL=FILE.json. Both take SIZING=FILE.yaml. serve takes PORT= and HOST=.\n'
+	@printf '  and SEED=, STEPS=, MEMBERS=, FOLDS=, FOLD_SEEDS=, FOLD_KIND=, STORE=; THRESHOLD= or GATE=FILE.yaml, and OVERRIDE_NAME= with\n'
+	@printf '  OVERRIDE_REASON= to release what the gate refuses. size takes SIGNAL=FILE.json. Both take SIZING=FILE.yaml. serve takes PORT= and HOST=.\n'
 	@printf '  tune takes run-local’s data, STEPS=, STORE=, and TRIALS=, SEEDS=, JOBS=. assets takes ASSETS=, DATA= with {asset} in it, SEEDS=, STEPS=, STORE=.\n'
 
 install: $(READY) ## create the environment in .venv
@@ -55,7 +66,10 @@ compile: $(READY) ## compile the pipelines to build/*.yaml
 	@$(BIN)/python compile.py
 
 run-local: compile ## run the compiled training pipeline on this machine
-	@$(BIN)/python -m pipelines.local --data="$$DATA" --symbol="$$SYMBOL" --seed="$$SEED" --steps="$$STEPS" --members="$$MEMBERS" --threshold="$$THRESHOLD" --store="$$STORE" $(if $(SIZING),--sizing="$$SIZING")
+	@$(BIN)/python -m pipelines.local --data="$$DATA" --symbol="$$SYMBOL" --seed="$$SEED" --steps="$$STEPS" --members="$$MEMBERS" --folds="$$FOLDS" --fold-seeds="$$FOLD_SEEDS" --fold-kind="$$FOLD_KIND" --store="$$STORE" --override-name="$$OVERRIDE_NAME" --override-reason="$$OVERRIDE_REASON" $(if $(THRESHOLD),--threshold="$$THRESHOLD") $(if $(GATE),--gate="$$GATE") $(if $(SIZING),--sizing="$$SIZING")
+
+explain: $(READY) ## a run's verdict in words (RUN=<run id>)
+	@$(BIN)/python -m pipelines.explain --run="$$RUN" --store="$$STORE"
 
 tune: $(READY) ## search the hyperparameters on the validation part (TRIALS=20, goes on when run again)
 	@$(BIN)/python -m layer3.experiments.tune --data="$$DATA" --symbol="$$SYMBOL" --trials="$$TRIALS" --steps="$$STEPS" --jobs="$$JOBS" --store="$$STORE" $(if $(SEEDS),--seeds="$$SEEDS") $(if $(SIZING),--sizing="$$SIZING")
@@ -97,6 +111,13 @@ check: lint types imports test ## everything that CI runs
 
 bench: $(READY) ## the short benchmarks
 	@for name in hot_path local_run; do echo "== bench/$$name.py"; $(BIN)/python -m bench.$$name; done
+
+bench-evaluation: $(READY) ## a whole evaluation, and bars per second beside other backtesters
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[peers]'
+	@$(BIN)/python -m bench.evaluation
+
+calibrate: $(READY) ## how often the gate errs, on markets of known truth, about an hour (goes on when run again)
+	@$(BIN)/python -m bench.gate_calibration
 
 bench-training: $(READY) ## training beside its peers and its bound, about a quarter of an hour
 	@$(BIN)/python -m bench.training

@@ -27,11 +27,12 @@ def main() -> None:
             "data": "synthetic:no-edge,bars=6000",
             "symbol": "SYNTH-USD",
             "train_steps": 2_048,
+            "folds": 0,
             "store": str(folder),
         }
         steps, floors = [], []
         with contextlib.redirect_stdout(io.StringIO()):
-            # The first run fills the cache; the others run gate, reject and notify only.
+            # The first run fills the cache; the others evaluate, gate, reject and notify only.
             local.run(spec, arguments, store=folder)
             for _ in range(REPEATS):
                 manifest = local.run(spec, arguments, store=folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,10 +15,10 @@ import pandas as pd
 
 from layer3 import storage, trials
 from layer3.agent.bars import Bars, load_bars, prepare, save_bars
-from layer3.agent.policy import Policy, load_policy, save_policy, stack
-from layer3.backtest.engine import evaluate, run
+from layer3.agent.policy import Policy, save_policy, stack
+from layer3.backtest.engine import Decide, asking, run
 from layer3.backtest.metrics import summarise
-from layer3.backtest.record import KELLY_ONLY, POLICY, Evaluation
+from layer3.backtest.record import KELLY_ONLY, POLICY
 from layer3.errors import ConfigurationError, DataError
 from layer3.market import sources
 from layer3.market.candles import CandleReport
@@ -28,9 +28,9 @@ from layer3.sizing.config import parse_chain_config
 from layer3.version import source_sha256
 
 if TYPE_CHECKING:
-    from layer3.agent.population import Report, Trained
+    from layer3.agent.population import Report, Settings, Trained
 
-__all__ = ["MAX_MEMBERS", "Fitted", "fit", "ingest", "judge_policy", "load_candles", "splits_of"]
+__all__ = ["MAX_MEMBERS", "Fitted", "checkpoint_address", "fit", "ingest", "load_candles", "splits_of"]
 
 #: Largest ensemble; every member costs the server one more pass through a network.
 MAX_MEMBERS: Final = 64
@@ -135,12 +135,9 @@ def fit(
     splits = splits_of(bars)
     settings = Settings(PPOConfig(steps=steps))
     seeds = range(seed, seed + members)
-    code_version = source_sha256()[:12]
     checkpoint = None
     if store is not None:
-        what = [info["data_sha256"], info["sizing_sha256"], seed, members, asdict(settings), device, code_version]
-        name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
-        checkpoint = storage.join(store, "checkpoints", f"{name}.safetensors")
+        checkpoint = checkpoint_address(store, info, [seed, members, asdict(settings), device])
     trained = train(
         bars,
         seeds=seeds,
@@ -151,23 +148,7 @@ def fit(
         on_progress=on_progress,
     )
     draft = Policy(stack([member.tensors for member in trained]), {})
-    last = [member.curves[-1] for member in trained]
-    metrics = {
-        "steps": float(last[0].steps),
-        "members": float(members),
-        **{
-            f"final_{name}": sum(getattr(progress, name) for progress in last) / members
-            for name in ("entropy", "explained_variance", "multiplier_sd")
-        },
-    }
-    strategies = {POLICY: lambda state, _: float(draft.act(state)[0]), KELLY_ONLY: lambda *_: 1.0}
-    for part in ("train", "validation"):
-        for name, track in run(bars, getattr(splits, part), strategies).items():
-            figures = summarise(track, bars.interval_seconds)
-            for figure in ("sharpe", "total_return"):
-                value = figures[figure]
-                if value is not None:
-                    metrics[f"{part}_{name}_{figure}"] = value
+    metrics, own = _measured(bars, splits, draft, trained)
     if store is not None:
         trials.record(
             store,
@@ -176,13 +157,57 @@ def fit(
             seeds=list(seeds),
             folds=[{info["data_sha256"]: [splits.train]}],
             settings=[asdict(settings)],
-            # Of the policy that they make together: its members are not judged one by one here.
-            scores={"validation_sharpe": [metrics.get(f"validation_{POLICY}_sharpe")] * members},
-            code_version=code_version,
+            scores={trials.VALIDATION_SHARPE: own},
+            code_version=source_sha256()[:12],
             now=now or datetime.now(UTC),
         )
         metrics["trials"] = float(trials.count(store, info["data_sha256"]))
-    details = {
+    details = _details(bars, info, splits, settings, seed, metrics)
+    policy = save_policy(folder, draft.tensors, details, trained[0].states)
+    if checkpoint is not None:
+        storage.remove(checkpoint)
+    return Fitted(policy, metrics, trained)
+
+
+def checkpoint_address(store: str, info: Mapping[str, Any], training: Sequence[Any]) -> str:
+    """Where the checkpoint of a training lies: named after the data and the code, and ``training``, plain JSON that
+    says everything else of it."""
+    what = [info["data_sha256"], info["sizing_sha256"], *training, source_sha256()[:12]]
+    name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
+    return storage.join(store, "checkpoints", f"{name}.safetensors")
+
+
+def _measured(
+    bars: Bars, splits: Splits, draft: Policy, trained: Sequence[Trained]
+) -> tuple[dict[str, float], list[float | None]]:
+    """What the policy came to on training and validation, and each member's own Sharpe ratio on validation."""
+    last = [member.curves[-1] for member in trained]
+    metrics = {
+        "steps": float(last[0].steps),
+        "members": float(len(trained)),
+        **{
+            f"final_{name}": sum(getattr(progress, name) for progress in last) / len(trained)
+            for name in ("entropy", "explained_variance", "multiplier_sd")
+        },
+    }
+    strategies: dict[str, Decide] = {POLICY: asking(draft), KELLY_ONLY: lambda *_: 1.0}
+    alone = {f"member {k}": asking(Policy(stack([one.tensors]), {})) for k, one in enumerate(trained)}
+    for part, walked in (("train", strategies), ("validation", strategies | alone)):
+        tracks = run(bars, getattr(splits, part), walked)
+        figures = {name: summarise(track, bars.interval_seconds) for name, track in tracks.items()}
+        for name in strategies:
+            for figure in ("sharpe", "total_return"):
+                value = figures[name][figure]
+                if value is not None:
+                    metrics[f"{part}_{name}_{figure}"] = value
+    return metrics, [figures[name]["sharpe"] for name in alone]
+
+
+def _details(
+    bars: Bars, info: Mapping[str, Any], splits: Splits, settings: Settings, seed: int, metrics: Mapping[str, float]
+) -> dict[str, Any]:
+    """What the manifest says of how the policy came to be."""
+    return {
         "symbol": info["symbol"],
         "synthetic": info["synthetic"],
         "data": {
@@ -194,21 +219,11 @@ def fit(
             "interval_seconds": bars.interval_seconds,
         },
         "seed": seed,
-        "code_version": code_version,
+        "code_version": source_sha256()[:12],
         "training": asdict(settings.ppo),
         "environment": asdict(settings.environment),
         "metrics": metrics,
     }
-    policy = save_policy(folder, draft.tensors, details, trained[0].states)
-    if checkpoint is not None:
-        storage.remove(checkpoint)
-    return Fitted(policy, metrics, trained)
-
-
-def judge_policy(features_path: Path, folder: Path) -> Evaluation:
-    """Walk the test part once with the policy in ``folder`` and with what it must beat."""
-    bars, info = load_bars(features_path)
-    return evaluate(bars, splits_of(bars).test, load_policy(folder), info)
 
 
 def _time(bars: Bars, at: int) -> str:

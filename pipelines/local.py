@@ -19,6 +19,8 @@ from typing import Any, Final
 import yaml
 
 from layer3 import storage, workflow
+from layer3.backtest.folds import KINDS, shared_out
+from layer3.backtest.gate import gate_config_text, parse_override
 from layer3.errors import ConfigurationError, HimariError, PipelineError
 from layer3.market import exchange, simulator, sources
 from layer3.sizing.config import chain_config_text
@@ -179,7 +181,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1, help="seed of the training (1)")
     parser.add_argument("--steps", type=int, default=500_000, help="environment steps of the training (500000)")
     parser.add_argument("--members", type=int, default=1, help="policies trained together, whose mean is served (1)")
-    parser.add_argument("--threshold", type=float, default=1.0, help="least annualised Sharpe ratio (1.0)")
+    parser.add_argument("--folds", type=int, default=6, help="folds of the walk-forward, 0 for none (6)")
+    parser.add_argument("--fold-seeds", type=int, default=2, help="policies per fold (2)")
+    parser.add_argument("--fold-kind", choices=KINDS, default="rolling", help="training windows of the folds (rolling)")
+    parser.add_argument("--threshold", type=float, help="least annualised Sharpe ratio (1.0), where there is no --gate")
+    parser.add_argument("--gate", type=Path, help="what the gate asks, like config/gate.yaml (its own)")
+    parser.add_argument("--override-name", default="", help="who releases what the gate refuses (nobody)")
+    parser.add_argument("--override-reason", default="", help="why")
     parser.add_argument("--sizing", type=Path, help="settings of the sizing chain, like config/sizing.yaml (its own)")
     parser.add_argument("--store", default=str(ROOT), help="folder for runs/, models/, channels/ (the project)")
     parser.add_argument("--spec", type=Path, default=ROOT / "build" / "training.yaml", help="the compiled pipeline")
@@ -191,12 +199,23 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
     """Check what can be checked before anything runs; the pipeline's parameters."""
     if not 0 <= options.seed < 2**32:
         raise ConfigurationError(f"seed is {options.seed}, expected an integer in [0, 2^32)")
-    if not -100.0 <= options.threshold <= 100.0:
-        raise ConfigurationError(f"threshold is {options.threshold}, expected a Sharpe ratio in [-100, 100]")
+    threshold = 1.0 if options.threshold is None else options.threshold
+    if not -100.0 <= threshold <= 100.0:
+        raise ConfigurationError(f"threshold is {threshold}, expected a Sharpe ratio in [-100, 100]")
+    if options.gate is not None and options.threshold is not None:
+        raise ConfigurationError(
+            f"threshold is {threshold} and the gate's limits come from {options.gate}: write sharpe: {threshold:g} "
+            "into that file and leave the threshold out"
+        )
     if not 1 <= options.members <= workflow.MAX_MEMBERS:
         raise ConfigurationError(f"members is {options.members}, expected 1 to {workflow.MAX_MEMBERS} policies")
+    shared_out(options.folds, 1)
+    if not 1 <= options.fold_seeds <= workflow.MAX_MEMBERS:
+        raise ConfigurationError(f"fold_seeds is {options.fold_seeds}, expected 1 to {workflow.MAX_MEMBERS} policies")
     if not 2_048 <= options.steps <= 10**9:
         raise ConfigurationError(f"steps is {options.steps:,}, expected 2,048 (one rollout) to 1,000,000,000")
+    limits = gate_config_text(options.gate)
+    override = parse_override(options.override_name, options.override_reason)
     data = options.data
     if not data.strip():
         raise ConfigurationError("no data named: DATA=FILE, DATA=exchange:SYMBOL, or MARKET=default")
@@ -218,7 +237,15 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         "seed": options.seed,
         "train_steps": options.steps,
         "members": options.members,
-        "sharpe_threshold": options.threshold,
+        "folds": options.folds,
+        "fold_seeds": options.fold_seeds,
+        # One process trains them all together: there is one machine.
+        "fold_groups": 1,
+        "fold_kind": options.fold_kind,
+        "sharpe_threshold": threshold,
+        "gate_limits": limits,
+        "override_name": override.name if override else "",
+        "override_reason": override.reason if override else "",
         "store": str(storage.local_folder(options.store)),
         "sizing": chain_config_text(options.sizing),
     }
@@ -250,6 +277,8 @@ def _conclude(manifest: Mapping[str, Any], store: Path) -> None:
         print(f"  {'pass' if criterion['passed'] else 'FAIL'}  {criterion['name']:<21} {criterion['sentence']}")
     print()
     there = "" if store == ROOT else f" STORE={shlex.quote(str(store))}"
+    if verdict["override"]:
+        print(f"OVERRIDDEN by {verdict['override']['name']}: {verdict['override']['reason']}")
     if manifest["released"]:
         model = manifest["released"]["model_id"]
         print(f"RELEASED {model}: `make serve{there}` serves it, `make rollback{there}` takes it back.")

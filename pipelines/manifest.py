@@ -85,7 +85,14 @@ _MANIFEST = {
     "branch": _Maybe((str,)),
     "released": _Named(_ANY),
     "error": _Maybe((str,)),
-    "verdict": _Maybe({"passed": (bool,), "criteria": [_CRITERION]}),
+    "verdict": _Maybe(
+        {
+            "passed": (bool,),
+            "criteria": [_CRITERION],
+            "limits": _Named(_ANY),
+            "override": _Maybe({"name": (str,), "reason": (str,)}),
+        }
+    ),
     "steps": [_STEP],
 }
 

@@ -9,6 +9,7 @@ step's process (to see its output). The version is pinned, and a test fails if a
 from __future__ import annotations
 
 import builtins
+import functools
 import os
 import signal
 import subprocess
@@ -45,11 +46,12 @@ class Execution:
 
 @dataclass(frozen=True)
 class Watcher:
-    """Who is told: at a step's start, at its end, and of ``(done, total)`` within it."""
+    """Who is told: at a step's start, at its end, and of ``(done, total)`` within it. Steps of a loop tell it from
+    threads of their own."""
 
     started: Callable[[Execution], None]
     ended: Callable[[Execution], None]
-    progress: Callable[[int, int], None]
+    progress: Callable[[Execution, int, int], None]
 
 
 @contextmanager
@@ -85,7 +87,8 @@ def observed(run_id: str, logs: Path, root: Path, watcher: Watcher) -> Iterator[
         execution = current.execution
         execution.attempts += 1
         execution.log = logs / f"{execution.name}{f'-{execution.iteration}' if execution.iteration > 1 else ''}.log"
-        code = _run(handler.full_command, handler.env_vars, root, execution.log, watcher.progress)
+        tell = functools.partial(watcher.progress, execution)
+        code = _run(handler.full_command, handler.env_vars, root, execution.log, tell)
         return status.Status.SUCCESS if code == 0 else status.Status.FAILURE
 
     task_executor.execute_single_task = execute

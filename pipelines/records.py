@@ -96,6 +96,7 @@ def _run(manifest: dict[str, Any], folder: Path, runs_dir: Path) -> dict[str, An
         "released": _pairs(manifest["released"]),
         "error": _tail(manifest["error"]),
         "passed": verdict["passed"] if verdict else None,
+        "override": verdict["override"] if verdict else None,
         "criteria": criterion_rows(_criterion(item) for item in verdict["criteria"]) if verdict else [],
         "graph": lay_out({step["name"]: step["depends_on"] for step in steps}),
         "steps": views,

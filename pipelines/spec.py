@@ -90,7 +90,7 @@ def _walk(
 ) -> Iterator[Leaf]:
     """Steps below ``dag``; ``given`` names the producers behind each of its inputs, ``waits`` its conditions'."""
     for name, task in dag["tasks"].items():
-        inputs = _producers(task, given)
+        inputs = _producers(spec, dag, task, given)
         component = task["componentRef"]["name"]
         definition = spec["components"][component]
         behind = frozenset().union(*inputs.values(), waits)
@@ -102,11 +102,23 @@ def _walk(
             yield Leaf(name, task["taskInfo"]["name"], component.removeprefix("comp-"), tuple(sorted(behind)))
 
 
-def _producers(task: Mapping[str, Any], given: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+def _producers(
+    spec: Spec, dag: Mapping[str, Any], task: Mapping[str, Any], given: Mapping[str, frozenset[str]]
+) -> dict[str, frozenset[str]]:
     out = {}
     for kind in ("parameters", "artifacts"):
         for name, source in task.get("inputs", {}).get(kind, {}).items():
             direct = source.get("taskOutputParameter") or source.get("taskOutputArtifact")
             outer = source.get("componentInputParameter") or source.get("componentInputArtifact")
-            out[name] = frozenset({direct["producerTask"]}) if direct else given.get(outer, frozenset())
+            out[name] = _steps_of(spec, dag, direct["producerTask"]) if direct else given.get(outer, frozenset())
+    # What a loop goes over is given to its steps under another name.
+    if "parameterIterator" in task:
+        loop = task["parameterIterator"]
+        out[loop["itemInput"]] = out[loop["items"]["inputParameter"]]
     return out
+
+
+def _steps_of(spec: Spec, dag: Mapping[str, Any], name: str) -> frozenset[str]:
+    """The task itself, or every step of a group of tasks, all of which are waited for."""
+    below = frozenset(_names_below(spec, dag["tasks"][name]))
+    return below or frozenset({name})

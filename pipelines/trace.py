@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,10 @@ __all__ = ["Trace"]
 _TAIL: Final = 25
 #: How a line of a step's output starts that the reader of the run must see.
 _WARNING: Final = "WARNING: "
+#: What a step's bar is called.
+_DOING: Final = {"train": "training", "walk": "training folds", "evaluate": "evaluating"}
+#: Of several iterations the first of these that one came to is the step's.
+_STATES: Final = ("FAILED", "SUCCEEDED", "CACHED")
 
 
 class Trace:
@@ -35,54 +40,84 @@ class Trace:
         self._steps: dict[str, dict[str, Any]] = {}
         self._hashes: dict[str, tuple[str, int]] = {}
         self._producers: dict[str, str] = {}
-        self._clock = 0.0
+        self._clocks: dict[str, float] = {}
+        self._running: set[tuple[str, int]] = set()
+        self._done: dict[tuple[str, int], tuple[int, int]] = {}
         self._bar: tqdm[Any] | None = None
+        # Steps that do not wait for each other, and a loop's iterations, run in threads.
+        self._lock = threading.Lock()
         self.watcher = Watcher(self._started, self._ended, self._progress)
 
     def _started(self, execution: Execution) -> None:
-        self._clock = time.perf_counter()
-        self._steps[execution.name] = {"started": _now()}
-        if self._live:
-            print(f"{self._heading(execution.name)} …", end="", file=self._out, flush=True)
+        with self._lock:
+            if execution.name not in self._steps:
+                self._clocks[execution.name] = time.perf_counter()
+                self._steps[execution.name] = {"started": _now()}
+            if self._live and not self._running:
+                print(f"{self._heading(execution.name)} …", end="", file=self._out, flush=True)
+            self._running.add((execution.name, execution.iteration))
 
-    def _progress(self, done: int, total: int) -> None:
-        if self._live and self._bar is None:
-            print(file=self._out)
-            # What was done before (a checkpoint, or the first update) would make it look too fast.
-            self._bar = tqdm(
-                total=total,
-                initial=done,
-                unit=" steps",
-                unit_scale=True,
-                leave=False,
-                dynamic_ncols=True,
-                file=self._out,
-                desc="      training",
-            )
-        if self._bar is not None:
+    def _progress(self, execution: Execution, done: int, total: int) -> None:
+        if not self._live:
+            return
+        with self._lock:
+            self._done[execution.name, execution.iteration] = (done, total)
+            # Steps that do not wait for each other run at once, and share one bar.
+            done, total = (sum(values) for values in zip(*self._done.values(), strict=True))
+            names = dict.fromkeys(_DOING.get(name, name) for name, _ in self._done)
+            doing = f"      {' and '.join(names)}"
+            if self._bar is None:
+                print(file=self._out)
+                # What was done before (a checkpoint, or the first update) would make it look too fast.
+                self._bar = tqdm(
+                    total=total,
+                    initial=done,
+                    unit=" steps",
+                    unit_scale=True,
+                    leave=False,
+                    dynamic_ncols=True,
+                    file=self._out,
+                    desc=doing,
+                )
             self._bar.update(done - self._bar.n)
+            if self._bar.total != total:
+                self._bar.total = total
+                self._bar.set_description(doing)
 
     def _ended(self, execution: Execution) -> None:
-        seconds = time.perf_counter() - self._clock
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        with self._lock:
+            self._running.discard((execution.name, execution.iteration))
+            if self._bar is not None and self._running:
+                self._bar.clear()
+            elif self._bar is not None:
+                self._bar.close()
+                self._bar = None
+            if not self._running:
+                self._done.clear()
+            self._take_down(execution)
+
+    def _take_down(self, execution: Execution) -> None:
+        seconds = time.perf_counter() - self._clocks[execution.name]
         state = "FAILED" if not execution.succeeded else "SUCCEEDED" if execution.attempts else "CACHED"
         leaf = next(leaf for leaf in self._leaves if leaf.name == execution.name)
-        error = _tail(execution.log) if state == "FAILED" else None
-        self._steps[execution.name] |= {
+        step = self._steps[execution.name]
+        before = step.get("status", state)
+        worse = state if _STATES.index(state) <= _STATES.index(before) else before
+        log = self._relative(str(execution.log)) if execution.log else None
+        shows = "log" not in step or (state == "FAILED" and before != "FAILED")
+        step |= {
             "name": leaf.name,
             "display_name": leaf.display_name,
             "component": leaf.component,
-            "status": state,
-            "attempts": execution.attempts,
+            "status": worse,
+            "attempts": step.get("attempts", 0) + execution.attempts,
             "ended": _now(),
             "seconds": round(seconds, 3),
             "depends_on": list(leaf.depends_on),
-            "inputs": self._side(execution.inputs, None),
-            "outputs": self._side(execution.outputs, leaf.name),
-            "log": self._relative(str(execution.log)) if execution.log else None,
-            "error": error,
+            "inputs": _joined(step.get("inputs"), self._side(execution.inputs, None), execution.iteration),
+            "outputs": _joined(step.get("outputs"), self._side(execution.outputs, leaf.name), execution.iteration),
+            "log": log if shows else step["log"],
+            "error": _tail(execution.log) if state == "FAILED" and shows else step.get("error"),
         }
         word = {"SUCCEEDED": "done", "CACHED": "cached", "FAILED": "FAILED"}[state]
         note = _note(execution.log) if state == "SUCCEEDED" else ""
@@ -112,7 +147,7 @@ class Trace:
         verdict = released = None
         if "gate" in ran:
             said = ran["gate"]["outputs"]["artifacts"]["verdict"]["metadata"]
-            verdict = {"passed": said["passed"], "criteria": said["criteria"]}
+            verdict = {name: said.get(name) for name in ("passed", "criteria", "limits", "override")}
         if "deploy" in ran:
             artifact = ran["deploy"]["outputs"]["artifacts"]["released"]
             released = {
@@ -126,7 +161,7 @@ class Trace:
     def _side(self, values: dict[str, Any], producer: str | None) -> dict[str, Any]:
         parameters: dict[str, Any] = {}
         artifacts: dict[str, Any] = {}
-        for name, value in values.items():
+        for name, value in _apart(values):
             if not isinstance(value, dsl.Artifact):
                 parameters[name] = value
                 continue
@@ -156,6 +191,29 @@ class Trace:
     def _relative(self, uri: str) -> str:
         path = Path(uri)
         return path.relative_to(self._store).as_posix() if path.is_relative_to(self._store) else uri
+
+
+def _apart(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values, each artifact of a collection on its own: walks, walks-2, walks-3 ..."""
+    for name, value in values.items():
+        if isinstance(value, list) and value and all(isinstance(item, dsl.Artifact) for item in value):
+            yield from ((_numbered(name, number), item) for number, item in enumerate(value, start=1))
+        else:
+            yield name, value
+
+
+def _joined(before: dict[str, Any] | None, side: dict[str, Any], iteration: int) -> dict[str, Any]:
+    """A step's inputs or outputs, with those of one more iteration of its loop where they are others."""
+    if before is None:
+        return side
+    return {
+        kind: known | {_numbered(name, iteration): v for name, v in side[kind].items() if known.get(name) != v}
+        for kind, known in before.items()
+    }
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}-{number}"
 
 
 def _skipped(leaf: Leaf) -> dict[str, Any]:

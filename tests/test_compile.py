@@ -16,7 +16,7 @@ from layer3.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parents[1]
 PINNED = "europe-docker.pkg.dev/p/himari/pipeline@sha256:" + "ab" * 32
-STEPS = {"ingest", "train", "evaluate", "gate", "deploy", "reject", "notify"}
+STEPS = {"ingest", "train", "allot", "walk", "evaluate", "gate", "deploy", "reject", "notify"}
 SEARCH_STEPS = {"ingest", "propose", "score", "compare"}
 
 
@@ -77,16 +77,44 @@ def test_steps_that_decide_are_never_cached_and_the_others_are(spec):
             if name in STEPS:
                 tasks[name] = task
     cached = {name for name in STEPS if tasks[name].get("cachingOptions", {}).get("enableCache", False)}
-    assert cached == {"ingest", "train", "evaluate"}
+    # What evaluate compares with, the champion and the ledger of trials, changes without its arguments changing.
+    assert cached == {"ingest", "train", "allot", "walk"}
 
 
-def test_train_asks_for_a_t4_and_is_tried_again(spec):
-    resources = spec["deploymentSpec"]["executors"]["exec-train"]["container"]["resources"]
+def folds_of(spec):
+    """The loop over groups of folds: its task, and what is in it."""
+    (loop,) = [task for task in body(spec).values() if "parameterIterator" in task]
+    return loop, dag_of(spec, loop["componentRef"]["name"])
+
+
+@pytest.mark.parametrize("step", ["train", "walk"])
+def test_what_trains_asks_for_a_t4_and_is_tried_again(spec, step):
+    resources = spec["deploymentSpec"]["executors"][f"exec-{step}"]["container"]["resources"]
     assert resources["accelerator"]["resourceType"] == "NVIDIA_TESLA_T4"
     assert str(resources["accelerator"]["resourceCount"]) == "1"
     assert resources["resourceCpuLimit"] == "4"
     assert resources["resourceMemoryLimit"] == "15G"
-    assert body(spec)["train"]["retryPolicy"]["maxRetryCount"] == 2
+    assert (body(spec) | folds_of(spec)[1])[step]["retryPolicy"]["maxRetryCount"] == 2
+
+
+def test_folds_are_spread_over_machines_and_collected_by_what_judges(spec):
+    loop, inside = folds_of(spec)
+    assert loop["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--allot-Output"}
+    assert loop["iteratorPolicy"]["parallelismLimit"] == 6
+    assert set(inside) == {"walk"}
+    assert inside["walk"]["inputs"]["parameters"]["group"] == {
+        "componentInputParameter": loop["parameterIterator"]["itemInput"]
+    }
+    collected = body(spec)["evaluate"]["inputs"]["artifacts"]["walks"]["taskOutputArtifact"]
+    assert body(spec)[collected["producerTask"]] is loop
+    assert spec["components"]["comp-evaluate"]["inputDefinitions"]["artifacts"]["walks"]["isArtifactList"] is True
+
+
+def test_vertex_gets_the_walk_forward_of_two_years_by_default(spec):
+    given = spec["root"]["inputDefinitions"]["parameters"]
+    chosen = {name: given[name]["defaultValue"] for name in ("folds", "fold_seeds", "fold_groups", "fold_kind")}
+    assert chosen == {"folds": 18, "fold_seeds": 5, "fold_groups": 6, "fold_kind": "rolling"}
+    assert [given[name]["defaultValue"] for name in ("gate_limits", "override_name", "override_reason")] == ["", "", ""]
 
 
 def test_the_gate_decides_by_one_unnamed_bool_with_if_and_else(spec):
@@ -120,6 +148,7 @@ def test_artifacts_are_typed(spec):
         "curves": "system.HTML",
         "events": "system.Artifact",
     }
+    assert outputs("walk") == {"policies": "system.Model"}
     assert outputs("evaluate") == {"evaluation": "system.Dataset", "metrics": "system.Metrics"}
     assert outputs("gate") == {"verdict": "system.Markdown", "tear_sheet": "system.HTML"}
     assert outputs("deploy") == {"released": "google.UnmanagedContainerModel", "note": "system.Markdown"}

@@ -33,6 +33,41 @@ def test_run_local(tmp_path: Path) -> None:
     assert {f"--data={AWKWARD}", f"--store={AWKWARD}", "--symbol=BTC-USDT", "--threshold=-1", "--seed=1"} <= set(shown)
 
 
+def test_run_local_without_limits_names_none(tmp_path: Path) -> None:
+    shown = say(tmp_path, "run-local")
+    assert {"--folds=6", "--fold-seeds=2", "--fold-kind=rolling", "--override-name=", "--override-reason="} <= set(
+        shown
+    )
+    assert not [word for word in shown if word.startswith(("--threshold", "--gate", "--sizing"))]
+
+
+def test_the_gates_limits_and_who_overrides_it(tmp_path: Path) -> None:
+    shown = say(
+        tmp_path,
+        "run-local",
+        f"GATE={AWKWARD}",
+        f"OVERRIDE_NAME={AWKWARD}",
+        f"OVERRIDE_REASON={AWKWARD}",
+        "FOLDS=0",
+        "FOLD_SEEDS=3",
+        "FOLD_KIND=expanding",
+    )
+    assert {f"--gate={AWKWARD}", f"--override-name={AWKWARD}", f"--override-reason={AWKWARD}"} <= set(shown)
+    assert {"--folds=0", "--fold-seeds=3", "--fold-kind=expanding"} <= set(shown)
+
+
+def test_explain(tmp_path: Path) -> None:
+    shown = say(tmp_path, "explain", f"RUN={AWKWARD}", f"STORE={AWKWARD}")
+    assert {"pipelines.explain", f"--run={AWKWARD}", f"--store={AWKWARD}"} <= set(shown)
+
+
+@pytest.mark.parametrize(
+    ("target", "module"), [("calibrate", "bench.gate_calibration"), ("bench-evaluation", "bench.evaluation")]
+)
+def test_benchmarks_of_the_evaluation(tmp_path: Path, target: str, module: str) -> None:
+    assert say(tmp_path, target)[-2:] == ["-m", module]
+
+
 def test_market_names_the_simulator(tmp_path: Path) -> None:
     assert "--data=synthetic:edge=3,bars=12000" in say(tmp_path, "run-local", "MARKET=edge=3,bars=12000")
 

@@ -17,7 +17,7 @@ from layer3.backtest.record import BUY_AND_HOLD, CHAMPION, FLAT, KELLY_ONLY, POL
 from layer3.errors import EvaluationError
 from layer3.ledger import Ledger
 
-__all__ = ["MIN_DECISIONS", "Decide", "evaluate", "run", "run_buy_and_hold"]
+__all__ = ["MIN_DECISIONS", "Decide", "asking", "evaluate", "run", "run_buy_and_hold"]
 
 Floats = NDArray[np.float64]
 #: Multiplier for one state (16,) at decision t of the window.
@@ -142,9 +142,9 @@ def evaluate(
             f"policy {policy.model_id} was trained on data up to {trained['end']}, the held-out period "
             f"starts at {_iso(first)}: what was trained on cannot judge; choose a later period"
         )
-    strategies = {POLICY: _asking(policy), KELLY_ONLY: lambda *_: 1.0, FLAT: lambda *_: 0.0}
+    strategies = {POLICY: asking(policy), KELLY_ONLY: lambda *_: 1.0, FLAT: lambda *_: 0.0}
     if champion is not None:
-        strategies[CHAMPION] = _asking(champion)
+        strategies[CHAMPION] = asking(champion)
     with np.errstate(invalid="ignore"):
         tracks, broken = _walk(bars, window, strategies, config)
     steps = len(tracks[POLICY].exposure)
@@ -177,7 +177,8 @@ def evaluate(
     return Evaluation(timestamps, tracks, metrics, context, Evidence(problems=missing))
 
 
-def _asking(policy: Policy) -> Decide:
+def asking(policy: Policy) -> Decide:
+    """The deterministic answers of ``policy``, as it is served."""
     return lambda state, _: float(policy.act(state)[0])
 
 

@@ -92,6 +92,8 @@ def shared_out(folds: int, groups: int) -> list[list[int]]:
 
     Without folds it is one group of none: a loop over no groups would be none at all.
     """
+    if not 0 <= folds <= MAX_FOLDS:
+        raise ConfigurationError(f"folds is {folds}, expected 0 (no walk-forward) to {MAX_FOLDS}")
     if groups < 1:
         raise ConfigurationError(f"fold_groups is {groups}, expected at least 1")
     count = max(min(folds, groups), 1)

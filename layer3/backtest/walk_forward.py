@@ -190,7 +190,8 @@ def describe(
     mean, kelly = stitched.tracks[POLICY].equity, stitched.tracks[KELLY_ONLY].equity
     periods = periods_per_year(interval)
     pieces = [slice(fold.test.start - window.start, fold.test.stop - window.start + 1) for fold in whole.folds]
-    days = bars.timestamp[window.start : window.stop - 2] // _DAY_NS
+    # The bars that earned: what is decided at one is traded at the next.
+    days = bars.timestamp[window.start + 1 : window.stop - 1] // _DAY_NS
     at = np.flatnonzero(np.append(np.diff(days) != 0, True))
     at = at[::-1][:: -(-len(at) // _MAX_POINTS)][::-1]
     return WalkForward(

@@ -136,3 +136,5 @@ def test_groups_by_hand() -> None:
     assert shared_out(0, 6) == [[]]
     with pytest.raises(ConfigurationError, match="fold_groups is 0"):
         shared_out(3, 0)
+    with pytest.raises(ConfigurationError, match=r"folds is -1, expected 0 \(no walk-forward\) to 200"):
+        shared_out(-1, 3)

@@ -188,7 +188,7 @@ def test_each_fold_says_when_it_was_and_what_its_seeds_came_to(bars: Bars) -> No
 def test_the_curve_is_read_at_the_ends_of_days(bars: Bars) -> None:
     whole = folds_of(1)
     stitched, found = stitch(bars, whole), described(bars, whole)
-    day = bars.timestamp[stitched.window.start : stitched.window.stop - 2] // 86_400_000_000_000
+    day = bars.timestamp[stitched.window.start + 1 : stitched.window.stop - 1] // 86_400_000_000_000
     assert list(found.days) == sorted(set(day.tolist()))
     equity = stitched.tracks[POLICY].equity
     last = {int(d): t for t, d in enumerate(day)}
@@ -202,7 +202,7 @@ def test_a_long_record_keeps_at_most_1500_points(bars: Bars) -> None:
     daily = replace(bars, timestamp=bars.timestamp[0] + 86_400_000_000_000 * np.arange(BARS))
     found = described(daily, folds_of(1))
     assert 700 < len(found.days) <= 1_500
-    assert found.days[-1] == daily.timestamp[-3] // 86_400_000_000_000
+    assert found.days[-1] == daily.timestamp[-2] // 86_400_000_000_000
     assert set(np.diff(found.days)) == {2}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,11 @@ import pytest
 from layer3 import contract
 from layer3.agent.bars import Bars, load_bars, save_bars
 from layer3.agent.policy import load_policy
-from layer3.backtest.engine import run
-from layer3.backtest.gate import judge
-from layer3.backtest.record import BUY_AND_HOLD, FLAT, KELLY_ONLY, POLICY
-from layer3.errors import ConfigurationError, DataError, HimariError
+from layer3.backtest.record import KELLY_ONLY, POLICY
+from layer3.errors import ConfigurationError, DataError
 from layer3.market import sources
 from layer3.version import source_sha256
-from layer3.workflow import fit, ingest, judge_policy, splits_of
+from layer3.workflow import fit, ingest, splits_of
 
 STEPS = 4_096
 
@@ -186,23 +185,6 @@ def test_fitting_never_looks_at_the_test_part(
     assert other["validation_policy_total_return"] != metrics["validation_policy_total_return"]
 
 
-def test_judging_walks_the_test_part_once(
-    market: tuple[Path, dict[str, Any]], trained: tuple[Path, dict[str, float]]
-) -> None:
-    evaluation = judge_policy(market[0] / "features.parquet", trained[0])
-    bars, _ = load_bars(market[0] / "features.parquet")
-    test = splits_of(bars).test
-    assert evaluation.timestamps[0] == bars.timestamp[test.start]
-    assert len(evaluation.timestamps) == len(test) - 2
-    assert set(evaluation.tracks) == {POLICY, KELLY_ONLY, BUY_AND_HOLD, FLAT}
-    policy = load_policy(trained[0])
-    track = run(bars, test, {"x": lambda state, _: float(policy.act(state)[0])})["x"]
-    np.testing.assert_array_equal(track.equity, evaluation.tracks[POLICY].equity)
-    assert evaluation.context["training_period"]["end"] < evaluation.context["period"]["start"]
-    assert evaluation.context["synthetic"] is True
-    assert len(judge(evaluation).criteria) == 6
-
-
 def test_too_little_history_is_refused_with_what_it_takes(market: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"3,000 bars give .* supply at least 4,003 bars"):
         ingest("synthetic:bars=3000", "SYNTH-USD", "", "", tmp_path / "c.parquet", tmp_path / "f.parquet")
@@ -215,18 +197,18 @@ def test_too_little_history_is_refused_with_what_it_takes(market: tuple[Path, di
     assert not (tmp_path / "policy").exists()
 
 
-def test_a_missing_policy_is_an_error_on_purpose(market: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    with pytest.raises(HimariError, match="no policy at"):
-        judge_policy(market[0] / "features.parquet", tmp_path)
-
-
 def test_an_ensemble_is_its_members_mean_and_they_are_trained_by_their_own_seeds(
     market: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     features = market[0] / "features.parquet"
-    crowd = fit(features, tmp_path / "crowd", seed=4, steps=STEPS, members=3)
+    store = tmp_path / "store"
+    crowd = fit(features, tmp_path / "crowd", seed=4, steps=STEPS, members=3, store=str(store))
     assert [member.seed for member in crowd.members] == [4, 5, 6]
     alone = [fit(features, tmp_path / str(seed), seed=seed, steps=STEPS).policy for seed in (4, 5, 6)]
+    (record,) = [json.loads(path.read_text()) for path in (store / "trials").rglob("*.json")]
+    own = [policy.manifest["metrics"]["validation_policy_sharpe"] for policy in alone]
+    assert record["scores"]["validation_sharpe"] == pytest.approx(own, abs=1e-4)
+    assert len(set(own)) == 3
     states = crowd.members[0].states[:200]
     multiplier, _ = load_policy(tmp_path / "crowd").act(states)
     np.testing.assert_allclose(multiplier, np.mean([policy.act(states)[0] for policy in alone], axis=0), atol=1e-5)
@@ -267,6 +249,8 @@ def test_a_training_that_was_stopped_goes_on_and_is_written_down_as_tried(
     # What is finished needs no checkpoint; that it was tried stays on record.
     assert not list((store / "checkpoints").iterdir())
     assert resumed.metrics["trials"] == 1.0
+    (record,) = [json.loads(path.read_text()) for path in (store / "trials").rglob("*.json")]
+    assert record["scores"]["validation_sharpe"] == [resumed.metrics["validation_policy_sharpe"]]
     again = fit(features, tmp_path / "d", seed=1, steps=STEPS, store=str(store), now=now + timedelta(days=1))
     assert again.metrics["trials"] == 2.0
     assert sha(tmp_path / "d") == sha(trained[0])

@@ -28,9 +28,9 @@ from pipelines.observe import Watcher, observed
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = ROOT.parent / "shared" / "data" / "BTC-USDT_1h.csv.gz"
-PLANTED = "synthetic:default"
+PLANTED = "synthetic:edge=2,bars=16000"
 NO_EDGE = "synthetic:no-edge"
-STEPS = "250000"
+STEPS = "150000"
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +45,10 @@ class Shop:
     def __init__(self, folder, spec):
         self.folder, self.spec = folder, spec
 
-    def run(self, data, *more, steps=STEPS):
+    def run(self, data, *more, steps=STEPS, folds="2"):
         before = set(self.runs())
-        code = local.main(
-            ["--data", str(data), "--store", str(self.folder), "--spec", str(self.spec), "--steps", steps, *more]
-        )
+        where = ["--data", str(data), "--store", str(self.folder), "--spec", str(self.spec)]
+        code = local.main([*where, "--steps", steps, "--folds", folds, "--fold-seeds", "1", *more])
         new = sorted(set(self.runs()) - before)
         return code, json.loads((self.folder / "runs" / new[0] / "manifest.json").read_text()) if new else None
 
@@ -94,7 +93,9 @@ def test_a_planted_edge_is_released(passed, shop):
     assert manifest["branch"] == "deploy"
     assert statuses(manifest) == {
         "ingest": "SUCCEEDED",
+        "allot": "SUCCEEDED",
         "train": "SUCCEEDED",
+        "walk": "SUCCEEDED",
         "evaluate": "SUCCEEDED",
         "gate": "SUCCEEDED",
         "deploy": "SUCCEEDED",
@@ -142,7 +143,13 @@ def test_the_manifest_answers_a_reviewer(passed, shop, spec):
     model = steps["train"]["outputs"]["artifacts"]["model"]
     given = steps["evaluate"]["inputs"]["artifacts"]["model"]
     assert given == {"uri": model["uri"], "type": "system.Model", "sha256": model["sha256"], "producer": "train"}
+    policies = steps["walk"]["outputs"]["artifacts"]["policies"]
+    assert steps["evaluate"]["inputs"]["artifacts"]["walks"]["sha256"] == policies["sha256"]
+    assert steps["evaluate"]["inputs"]["artifacts"]["walks"]["producer"] == "walk"
     assert steps["gate"]["outputs"]["parameters"] == {"Output": True}
+    assert manifest["verdict"]["limits"]["sharpe"] == 1.0
+    assert manifest["verdict"]["limits"]["walk_forward"]["required"] is True
+    assert manifest["verdict"]["override"] is None
     assert steps["gate"]["depends_on"] == ["evaluate"]
 
 
@@ -164,7 +171,7 @@ def test_the_index_lists_the_runs(passed, rejected, shop):
     for _, manifest in (passed[:2], rejected):
         assert manifest["run_id"] in page
     assert "REJECTED" in page
-    assert len((shop.folder / "runs" / passed[1]["run_id"] / "tear_sheet.html").read_bytes()) <= 300_000
+    assert len((shop.folder / "runs" / passed[1]["run_id"] / "tear_sheet.html").read_bytes()) <= 500_000
 
 
 def test_notify_wrote_how_it_ended(passed, shop):
@@ -177,8 +184,12 @@ def test_a_second_run_with_nothing_changed_is_served_from_the_cache(passed, shop
     _, first, champion = passed
     code, second = shop.run(PLANTED)
     assert code == 0
-    assert {name for name, status in statuses(second).items() if status == "CACHED"} == {"ingest", "train", "evaluate"}
-    assert second["verdict"] == first["verdict"]
+    cached = {name for name, status in statuses(second).items() if status == "CACHED"}
+    assert cached == {"ingest", "allot", "train", "walk"}
+    assert second["verdict"]["passed"] is True
+    # Now there is a champion on the same bars: itself. What was tried is what it was.
+    told = [{one["name"]: one for one in manifest["verdict"]["criteria"]} for manifest in (first, second)]
+    assert {name for name in told[0] if told[0][name] != told[1][name]} == {"versus_champion"}
     # What serves is the same policy; a release of what already serves changes nothing.
     assert shop.champion()["model_id"] == champion["model_id"]
     printed = capsys.readouterr().out
@@ -200,7 +211,8 @@ def test_a_changed_source_file_is_never_served_stale(tmp_path, spec):
     root = tmp_path / "project"
     for package in ("components", "layer3", "pipelines", "serving"):
         shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
-    arguments = {"data": NO_EDGE, "symbol": "SYNTH-USD", "train_steps": 4_096, "store": str(tmp_path)}
+    data = "synthetic:no-edge,bars=4200"
+    arguments = {"data": data, "symbol": "SYNTH-USD", "train_steps": 4_096, "folds": 0, "store": str(tmp_path)}
 
     def go():
         return statuses(local.run(spec, arguments, store=tmp_path, root=root))
@@ -226,11 +238,57 @@ def test_a_failing_step_shows_its_own_traceback_and_notify_still_runs(shop, caps
     assert manifest["status"] == "FAILED"
     assert statuses(manifest)["ingest"] == "FAILED"
     assert statuses(manifest)["notify"] == "SUCCEEDED"
-    assert {statuses(manifest)[name] for name in ("train", "evaluate", "gate", "deploy", "reject")} == {"SKIPPED"}
+    assert {
+        statuses(manifest)[name] for name in ("allot", "train", "walk", "evaluate", "gate", "deploy", "reject")
+    } == {"SKIPPED"}
     told = json.loads((shop.folder / "runs" / manifest["run_id"] / "notification.json").read_text())
     assert told["state"] == "FAILED"
     assert shop.champion() == before
     assert "DataError" in (shop.folder / "runs" / "index.html").read_text()
+
+
+def test_an_override_releases_what_failed_and_says_so_everywhere(shop, capsys):
+    before = shop.champion()
+    code, manifest = shop.run(
+        "synthetic:no-edge,bars=4200",
+        "--override-name",
+        "Ada",
+        "--override-reason",
+        "a drill",
+        "--threshold",
+        "50",
+        steps="4096",
+        folds="0",
+    )
+    assert code == 0
+    assert manifest["verdict"]["override"] == {"name": "Ada", "reason": "a drill"}
+    assert manifest["verdict"]["passed"] is True
+    assert manifest["verdict"]["limits"]["sharpe"] == 50.0
+    assert manifest["branch"] == "deploy"
+    failed = {criterion["name"] for criterion in manifest["verdict"]["criteria"] if not criterion["passed"]}
+    assert {"sharpe", "walk_forward"} <= failed
+    assert "OVERRIDDEN by Ada: a drill" in capsys.readouterr().out
+    assert "a drill" in (shop.folder / "runs" / manifest["run_id"] / "tear_sheet.html").read_text()
+    assert "Overridden by Ada: a drill" in (shop.folder / "runs" / "index.html").read_text()
+    assert shop.champion()["model_id"] == manifest["released"]["model_id"] != before["model_id"]
+
+
+def test_limits_from_a_file_hold(shop, tmp_path):
+    path = tmp_path / "gate.yaml"
+    path.write_text("sharpe: 60.0\nwalk_forward:\n  required: false\n")
+    _, manifest = shop.run("synthetic:no-edge,bars=4200", "--gate", str(path), steps="4096", folds="0")
+    asked = {criterion["name"]: criterion for criterion in manifest["verdict"]["criteria"]}
+    assert asked["sharpe"]["limit"] == 60.0
+    assert "walk_forward" not in asked
+    assert manifest["parameters"]["gate_limits"] == path.read_text()
+
+
+def test_a_history_too_short_for_its_folds_is_a_finding(shop):
+    _, manifest = shop.run("synthetic:no-edge,bars=4200", steps="4096", folds="200")
+    asked = {criterion["name"]: criterion for criterion in manifest["verdict"]["criteria"]}
+    assert asked["walk_forward"]["passed"] is False
+    assert "4,200 bars in 200 folds give" in asked["walk_forward"]["sentence"]
+    assert statuses(manifest)["walk"] == "SUCCEEDED"
 
 
 def test_the_real_bitcoin_file(shop):
@@ -263,6 +321,14 @@ def test_the_real_bitcoin_file(shop):
         (["--steps", "99999999999999"], "expected 2,048 (one rollout) to 1,000,000,000"),
         (["--data", ""], "no data named"),
         (["--threshold", "nan"], "threshold is nan"),
+        (["--threshold", "2", "--gate", str(ROOT / "config" / "gate.yaml")], "write sharpe: 2 into that file"),
+        (["--gate", "nowhere.yaml"], "nowhere.yaml"),
+        (["--gate", str(ROOT / "config" / "sizing.yaml")], "config/sizing.yaml"),
+        (["--folds", "-1"], "folds is -1, expected 0"),
+        (["--folds", "201"], "folds is 201"),
+        (["--fold-seeds", "0"], "fold_seeds is 0"),
+        (["--override-name", "Ada"], "the override has no reason"),
+        (["--override-reason", "because"], "the override has no name"),
         (["--sizing", "nowhere.yaml"], "nowhere.yaml"),
         (["--spec", "no.yaml"], "make compile"),
         (["--store", "gs://bucket/x"], "needs a local folder"),
@@ -376,7 +442,7 @@ def test_the_seam_leaves_kfp_as_it_was(tmp_path):
         executor_input_utils.get_local_pipeline_resource_name,
         builtins.print,
     )
-    watcher = Watcher(lambda execution: None, lambda execution: None, lambda done, total: None)
+    watcher = Watcher(lambda execution: None, lambda execution: None, lambda execution, done, total: None)
     with observed("run", tmp_path, ROOT, watcher):
         assert executor_input_utils.get_local_pipeline_resource_name("x") == "run"
         # As ParallelFor does.

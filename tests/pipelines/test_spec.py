@@ -37,18 +37,36 @@ def test_the_local_command_is_this_very_python():
 
 def test_steps_in_order_with_what_they_wait_for(spec):
     order = leaves(spec)
-    assert [leaf.name for leaf in order] == ["ingest", "train", "evaluate", "gate", "deploy", "reject", "notify"]
+    assert [leaf.name for leaf in order] == [
+        "ingest",
+        "allot",
+        "train",
+        "walk",
+        "evaluate",
+        "gate",
+        "deploy",
+        "reject",
+        "notify",
+    ]
     waits = {leaf.name: set(leaf.depends_on) for leaf in order}
     assert waits == {
         "ingest": set(),
+        "allot": {"ingest"},
+        "walk": {"allot", "ingest"},
         "train": {"ingest"},
-        "evaluate": {"ingest", "train"},
+        "evaluate": {"ingest", "train", "walk"},
         "gate": {"evaluate"},
         "deploy": {"gate", "train"},
         "reject": {"gate"},
         "notify": {"deploy", "reject"},
     }
     assert {leaf.name: leaf.display_name for leaf in order}["train"] == "Train policy"
+
+
+def test_what_waits_for_a_loop_waits_for_the_steps_in_it(tmp_path_factory):
+    _, path = compiler.compile_pipelines(tmp_path_factory.mktemp("build"))
+    waits = {leaf.name: set(leaf.depends_on) for leaf in leaves(yaml.safe_load(path.read_text()))}
+    assert waits == {"ingest": set(), "propose": set(), "score": {"ingest", "propose"}, "compare": {"ingest", "score"}}
 
 
 def test_defaults(spec):

@@ -32,8 +32,8 @@ def go(tmp_path, monkeypatch):
         watcher.started(second)
         second.attempts, second.log = 1, tmp_path / "train.log"
         second.log.write_text(said)
-        watcher.progress(1, 4)
-        watcher.progress(4, 4)
+        watcher.progress(second, 1, 4)
+        watcher.progress(second, 4, 4)
         second.succeeded = not fail
         watcher.ended(second)
         monkeypatch.undo()
@@ -95,3 +95,66 @@ def test_a_failed_step_says_its_own_last_words(go):
 def test_no_failure_no_words(go):
     trace, _ = go(False)
     assert trace.failure() is None
+
+
+@pytest.fixture
+def looped(tmp_path, monkeypatch):
+    """Two iterations of one step at once, the second one failing where asked; then a step that collects."""
+
+    def run(live, *, fail=False):
+        out = io.StringIO()
+        monkeypatch.setattr("sys.stdout", out)
+        leaves = [Leaf("walk", "Walk forward", "walk", ()), Leaf("evaluate", "Evaluate", "evaluate", ("walk",))]
+        trace = Trace(leaves, tmp_path, live=live)
+        made = []
+        pair = [Execution("walk", {"group": [number], "kind": "rolling"}, iteration=number) for number in (1, 2)]
+        for one in pair:
+            trace.watcher.started(one)
+        for one in pair:
+            trace.watcher.progress(one, 10 * one.iteration, 100)
+            path = tmp_path / f"policies-{one.iteration}"
+            path.write_bytes(b"x" * one.iteration)
+            made.append(dsl.Model(name="policies", uri=str(path), metadata={}))
+        for one, artifact in zip(pair, made, strict=True):
+            one.attempts, one.log = 1, tmp_path / f"walk-{one.iteration}.log"
+            one.log.write_text(f"group {one.iteration}\n")
+            one.succeeded = not (fail and one.iteration == 2)
+            one.outputs = {"policies": artifact}
+            trace.watcher.ended(one)
+        last = Execution("evaluate", {"walks": made, "seed": 1})
+        trace.watcher.started(last)
+        last.attempts, last.succeeded = 1, True
+        trace.watcher.ended(last)
+        monkeypatch.undo()
+        return trace, out.getvalue()
+
+    return run
+
+
+def test_iterations_of_a_loop_are_one_step_that_holds_what_each_made(looped):
+    trace, text = looped(False)
+    walk, evaluate = trace.record()["steps"]
+    assert (walk["status"], walk["attempts"], walk["log"]) == ("SUCCEEDED", 2, "walk-1.log")
+    assert walk["inputs"]["parameters"] == {"group": [1], "kind": "rolling", "group-2": [2]}
+    assert {name: made["uri"] for name, made in walk["outputs"]["artifacts"].items()} == {
+        "policies": "policies-1",
+        "policies-2": "policies-2",
+    }
+    assert [line.split()[-2:] for line in text.splitlines()[:2]] == [["group", "1"], ["group", "2"]]
+    collected = evaluate["inputs"]["artifacts"]
+    assert {name: given["uri"] for name, given in collected.items()} == {"walks": "policies-1", "walks-2": "policies-2"}
+    assert {given["producer"] for given in collected.values()} == {"walk"}
+    assert evaluate["inputs"]["parameters"] == {"seed": 1}
+
+
+def test_one_iteration_that_fails_fails_the_step_and_its_log_is_shown(looped):
+    trace, _ = looped(False, fail=True)
+    step = trace.record()["steps"][0]
+    assert (step["status"], step["log"]) == ("FAILED", "walk-2.log")
+    assert "group 2" in trace.failure()
+
+
+def test_iterations_at_once_share_one_bar(looped):
+    _, text = looped(True)
+    assert "training folds" in text
+    assert "30.0/200" in text
