@@ -209,9 +209,13 @@ def _leak(evaluation: Evaluation, _: GateConfig) -> list[Criterion]:
     compared = leak is not None and leak.compared and leak.cuts
     differs = float(len(leak.differs)) if leak and compared else None
     again = f"computed again on data cut off at {_count(len(leak.cuts), 'bar')}" if leak else ""
-    sentence = f"{', '.join(leak.differs or leak.compared) if leak else ''}: {again}, "
-    sentence += "and not the same, so the future is in them." if differs else "and the same to the last bit."
-    return [_criterion("no_leak", differs, "<=", 0.0, sentence[:1].upper() + sentence[1:], why)]
+    if differs and leak:
+        named = ", ".join(leak.differs)
+        sentence = f"{named[:1].upper()}{named[1:]}: {again}, and not the same, so the future is in them."
+    else:
+        what = _count(len(leak.compared) if leak else 0, "series")
+        sentence = f"Signals, features, states and decisions ({what}) were {again}, and the same to the last bit."
+    return [_criterion("no_leak", differs, "<=", 0.0, sentence, why)]
 
 
 def _walk_forward(evaluation: Evaluation, config: GateConfig) -> list[Criterion]:
@@ -311,4 +315,4 @@ def _ratio(value: float | None, sign: Literal["", "+"] = "") -> str:
 
 
 def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" + ("" if number == 1 else "s")
+    return f"{number:,} {what}" + ("" if number == 1 or what.endswith("s") else "s")

@@ -445,8 +445,8 @@ def test_the_sentences_of_a_good_candidate() -> None:
         "not_degenerate": "The multiplier's standard deviation is 0.300, at least 0.02 asked of a policy that decides "
         "anything.",
         "degeneracy_findings": "Nothing speaks against the policy's decisions being its own.",
-        "no_leak": "Features, signals, states, decisions: computed again on data cut off at 2 bars, and the same to "
-        "the last bit.",
+        "no_leak": "Signals, features, states and decisions (4 series) were computed again on data cut off at 2 bars, "
+        "and the same to the last bit.",
         "walk_forward": "Stitched from 18 folds and 2 seeds, the procedure's record shows a Sharpe ratio of 1.60: "
         "probability 98.0% that its true one is above 0, at least 95% asked.",
     }
