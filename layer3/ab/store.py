@@ -1,0 +1,443 @@
+"""What an experiment has seen, in one SQLite file: designs, assignments, decisions, outcomes, and stops.
+
+Each row is written when what it says is known, and never changed: a decision without an outcome has no
+outcome row. A call that has returned is on the disk (WAL with synchronous=FULL), so that a process that is
+killed loses nothing that it was told is kept. The same row again changes nothing; a different one under
+the same id is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Literal
+
+from layer3.ab.assignment import Arm
+from layer3.errors import DataError
+
+__all__ = ["SCHEMA", "Decision", "How", "Outcome", "Row", "Stop", "Store"]
+
+#: Version of the tables; kept in the file as user_version.
+SCHEMA: Final = 1
+#: Says that a SQLite file is one of ours: "HAB1".
+_APPLICATION: Final = 0x48414231
+_WAIT_S: Final = 10.0
+#: A return beyond this is a percentage given as a fraction.
+_LARGEST_RETURN: Final = 10.0
+
+#: How a decision came to its arm: by the hash, by a caller's force, or because the policy's arm was stopped.
+How = Literal["assigned", "forced", "stopped"]
+
+_TABLES: Final = """
+CREATE TABLE experiment (
+    name TEXT PRIMARY KEY, design TEXT NOT NULL, started_ns INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE assignment (
+    experiment TEXT NOT NULL REFERENCES experiment, unit TEXT NOT NULL,
+    arm TEXT NOT NULL CHECK (arm IN ('policy', 'kelly')), share REAL NOT NULL, assigned_ns INTEGER NOT NULL,
+    PRIMARY KEY (experiment, unit)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE decision (
+    id TEXT PRIMARY KEY, experiment TEXT NOT NULL REFERENCES experiment, unit TEXT NOT NULL,
+    arm TEXT NOT NULL CHECK (arm IN ('policy', 'kelly')),
+    how TEXT NOT NULL CHECK (how IN ('assigned', 'forced', 'stopped')),
+    symbol TEXT NOT NULL, strategy TEXT NOT NULL, kelly_usd REAL NOT NULL, policy_usd REAL NOT NULL,
+    portfolio_value REAL NOT NULL CHECK (portfolio_value > 0), source TEXT NOT NULL,
+    decided_ns INTEGER NOT NULL, recorded_ns INTEGER NOT NULL
+) STRICT;
+CREATE INDEX decision_experiment ON decision (experiment, decided_ns);
+CREATE TABLE outcome (
+    decision_id TEXT PRIMARY KEY REFERENCES decision, pnl_usd REAL NOT NULL, realised_return REAL NOT NULL,
+    duration_s REAL NOT NULL CHECK (duration_s >= 0), recorded_ns INTEGER NOT NULL
+) STRICT;
+CREATE TABLE stop (
+    experiment TEXT PRIMARY KEY REFERENCES experiment, reason TEXT NOT NULL, stopped_ns INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One decision: both sizes in signed dollars on the same side, and whose is held.
+
+    ``portfolio_value`` in dollars, above 0; ``source`` says who gave the multiplier (``fallback_kelly`` in
+    the policy's arm is a policy that did not answer); ``decided_ns`` UTC nanoseconds.
+    """
+
+    id: str
+    experiment: str
+    unit: str
+    arm: Arm
+    how: How
+    symbol: str
+    strategy: str
+    kelly_usd: float
+    policy_usd: float
+    portfolio_value: float
+    source: str
+    decided_ns: int
+
+    @property
+    def size_usd(self) -> float:
+        """What is held."""
+        return self.policy_usd if self.arm is Arm.POLICY else self.kelly_usd
+
+    @property
+    def counterfactual_usd(self) -> float:
+        """What the other arm would have held."""
+        return self.kelly_usd if self.arm is Arm.POLICY else self.policy_usd
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a decision.
+
+    ``pnl_usd`` realised after costs. ``realised_return`` after costs per dollar held, of *following the
+    signal*: a short that gained 3 % says +0.03, and one that was sized at zero says what it would have
+    been. ``duration_s`` from decision to close.
+    """
+
+    decision_id: str
+    pnl_usd: float
+    realised_return: float
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A decision, the share that its unit was assigned under, and its outcome, ``None`` as long as there is none."""
+
+    decision: Decision
+    share: float | None
+    outcome: Outcome | None
+    #: When the outcome was written, UTC nanoseconds; 0 as long as there is none.
+    known_ns: int
+
+    @property
+    def closed_ns(self) -> int:
+        """When the trade closed, UTC nanoseconds; when it was decided as long as it has no outcome."""
+        seconds = self.outcome.duration_s if self.outcome else 0.0
+        return self.decision.decided_ns + round(seconds * 1e9)
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The policy's arm was stopped: when (UTC nanoseconds) and why."""
+
+    reason: str
+    stopped_ns: int
+
+
+class Store:
+    """The file at ``path``; safe for threads and processes. ``read_only``: it must exist, and is not changed.
+
+    Raises
+    ------
+    DataError : the file is missing (``read_only``), is no such store, has another schema, or cannot be used
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        if read_only and not path.is_file():
+            raise DataError(f"there is no experiment store at {path}: say --store=FILE, the file that decisions go to")
+        try:
+            address = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+            self._connection = sqlite3.connect(
+                address, uri=True, timeout=_WAIT_S, isolation_level=None, check_same_thread=False
+            )
+            try:
+                self._prepare(read_only)
+            except BaseException:
+                self._connection.close()
+                raise
+        except sqlite3.Error as error:
+            raise DataError(f"{path} cannot be used as an experiment store: {error}") from error
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; the store is of no use afterwards."""
+        with self._lock:
+            self._connection.close()
+
+    def begin(self, name: str, design: str, now_ns: int) -> tuple[str, int]:
+        """Write an experiment's design unless the name is known; its design and start as they are kept."""
+        with self._writing() as cursor:
+            cursor.execute("INSERT INTO experiment VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (name, design, now_ns))
+            return self._experiment(cursor, name)
+
+    def experiment(self, name: str) -> tuple[str, int]:
+        """The design (JSON) of an experiment and when it began; DataError that lists the names for an unknown one."""
+        with self._reading() as cursor:
+            return self._experiment(cursor, name)
+
+    def names(self) -> tuple[str, ...]:
+        """The experiments in this file, the first begun first."""
+        with self._reading() as cursor:
+            return tuple(row[0] for row in cursor.execute("SELECT name FROM experiment ORDER BY started_ns, name"))
+
+    def assigned(self, experiment: str, unit: str) -> tuple[Arm, float] | None:
+        """The arm of a unit and the share it was assigned under; ``None`` for a unit that has none yet."""
+        with self._reading() as cursor:
+            return _assigned(cursor, experiment, unit)
+
+    def assign(self, experiment: str, unit: str, arm: Arm, share: float, now_ns: int) -> tuple[Arm, float]:
+        """Write a unit's arm unless it has one; what is kept. Of two processes at once the first one's holds."""
+        with self._writing() as cursor:
+            cursor.execute(
+                "INSERT INTO assignment VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                (experiment, unit, arm.value, share, now_ns),
+            )
+            kept = _assigned(cursor, experiment, unit)
+        assert kept is not None
+        return kept
+
+    def add_decision(self, decision: Decision, now_ns: int) -> None:
+        """Write a decision; the same one again changes nothing.
+
+        Raises
+        ------
+        DataError : a value that cannot be used, or another decision under the same id
+        """
+        _check_decision(decision)
+        row = _decision_row(decision)
+        with self._writing() as cursor:
+            cursor.execute(f"SELECT {_DECISION} FROM decision AS d WHERE d.id = ?", (decision.id,))
+            known = cursor.fetchone()
+            if known is None:
+                cursor.execute(f"INSERT INTO decision VALUES ({', '.join('?' * 13)})", (*row, now_ns))
+            elif known != row:
+                raise DataError(
+                    f"decision {decision.id!r} was recorded before with {_first_change(_DECISION, known, row)}: "
+                    "an id belongs to one decision, give the new one an id of its own"
+                )
+
+    def add_outcome(self, experiment: str, outcome: Outcome, now_ns: int, latest_ns: int) -> Decision:
+        """Write an outcome; the same one again changes nothing. The decision that it belongs to.
+
+        ``latest_ns``: a trade that closed after it is not known yet.
+
+        Raises
+        ------
+        DataError : a value that cannot be used, a decision that ``experiment`` does not have, another outcome
+            for the same decision, or a trade that has not closed yet
+        """
+        _check_outcome(outcome)
+        row = (outcome.decision_id, float(outcome.pnl_usd), float(outcome.realised_return), float(outcome.duration_s))
+        with self._writing() as cursor:
+            cursor.execute(
+                f"SELECT {_DECISION} FROM decision AS d WHERE d.id = ? AND d.experiment = ?",
+                (outcome.decision_id, experiment),
+            )
+            found = cursor.fetchone()
+            if found is None:
+                raise DataError(
+                    f"an outcome for decision {outcome.decision_id!r}, which experiment {experiment!r} in {self._path} "
+                    "does not have: record the decision first"
+                )
+            decision = _decision(found)
+            if decision.decided_ns + outcome.duration_s * 1e9 > latest_ns:
+                raise DataError(
+                    f"the outcome of decision {outcome.decision_id!r} after {outcome.duration_s:g} s lies in the "
+                    "future: record it when the trade has closed"
+                )
+            cursor.execute(f"SELECT {_OUTCOME} FROM outcome AS o WHERE o.decision_id = ?", (outcome.decision_id,))
+            known = cursor.fetchone()
+            if known is None:
+                cursor.execute("INSERT INTO outcome VALUES (?, ?, ?, ?, ?)", (*row, now_ns))
+            elif known != row:
+                raise DataError(
+                    f"the outcome of decision {outcome.decision_id!r} was recorded before with "
+                    f"{_first_change(_OUTCOME, known, row)}: an outcome is final, record it once its trade is closed"
+                )
+        return decision
+
+    def stop(self, experiment: str, reason: str, now_ns: int) -> Stop:
+        """Stop the policy's arm unless it is stopped; the stop that is kept."""
+        with self._writing() as cursor:
+            cursor.execute("INSERT INTO stop VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (experiment, reason, now_ns))
+            cursor.execute("SELECT reason, stopped_ns FROM stop WHERE experiment = ?", (experiment,))
+            return Stop(*cursor.fetchone())
+
+    def stopped(self, experiment: str) -> Stop | None:
+        """When and why the policy's arm was stopped; ``None`` where it was not."""
+        with self._reading() as cursor:
+            cursor.execute("SELECT reason, stopped_ns FROM stop WHERE experiment = ?", (experiment,))
+            found = cursor.fetchone()
+        return Stop(*found) if found else None
+
+    def gains(self, experiment: str, arm: Arm) -> list[tuple[int, float]]:
+        """When each closed trade of an arm closed (UTC nanoseconds) and its return on the portfolio; forced ones
+        and those after a stop are left out."""
+        with self._reading() as cursor:
+            cursor.execute(
+                "SELECT d.decided_ns + CAST(round(o.duration_s * 1e9) AS INTEGER), o.pnl_usd / d.portfolio_value "
+                "FROM decision AS d JOIN outcome AS o ON o.decision_id = d.id "
+                "WHERE d.experiment = ? AND d.arm = ? AND d.how = 'assigned'",
+                (experiment, arm.value),
+            )
+            return cursor.fetchall()
+
+    def rows(self, experiment: str) -> list[Row]:
+        """Every decision of an experiment with what is known of it, in the order of decision."""
+        with self._reading() as cursor:
+            cursor.execute(
+                f"SELECT {_DECISION}, a.share, {_OUTCOME}, o.recorded_ns FROM decision AS d "
+                "LEFT JOIN assignment AS a ON a.experiment = d.experiment AND a.unit = d.unit "
+                "LEFT JOIN outcome AS o ON o.decision_id = d.id "
+                "WHERE d.experiment = ? ORDER BY d.decided_ns, d.id",
+                (experiment,),
+            )
+            found = cursor.fetchall()
+        return [
+            Row(_decision(row[:12]), row[12], Outcome(*row[13:17]) if row[13] is not None else None, row[17] or 0)
+            for row in found
+        ]
+
+    def _prepare(self, read_only: bool) -> None:
+        cursor = self._connection.cursor()
+        cursor.execute("PRAGMA foreign_keys = ON")
+        tables = cursor.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if not tables and not read_only:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = FULL")
+        if not read_only:
+            cursor.execute("BEGIN IMMEDIATE")
+            # Another process may have made the tables meanwhile.
+            if not cursor.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                for statement in filter(str.strip, _TABLES.split(";")):
+                    cursor.execute(statement)
+                cursor.execute(f"PRAGMA application_id = {_APPLICATION}")
+                cursor.execute(f"PRAGMA user_version = {SCHEMA}")
+            cursor.execute("COMMIT")
+        application = cursor.execute("PRAGMA application_id").fetchone()[0]
+        version = cursor.execute("PRAGMA user_version").fetchone()[0]
+        if application != _APPLICATION:
+            raise DataError(f"{self._path} is a SQLite file, but no experiment store: name another file")
+        if version != SCHEMA:
+            raise DataError(
+                f"{self._path} has schema {version}, this program reads and writes {SCHEMA}: "
+                "use the program version that wrote it, or begin a new file"
+            )
+
+    def _experiment(self, cursor: sqlite3.Cursor, name: str) -> tuple[str, int]:
+        cursor.execute("SELECT design, started_ns FROM experiment WHERE name = ?", (name,))
+        found = cursor.fetchone()
+        if found is None:
+            known = [row[0] for row in cursor.execute("SELECT name FROM experiment ORDER BY started_ns, name")]
+            told = f"it holds {', '.join(map(repr, known))}" if known else "it holds no experiment yet"
+            raise DataError(f"{self._path} knows no experiment {name!r}: {told}")
+        return found[0], found[1]
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Cursor]:
+        with self._lock:
+            try:
+                yield self._connection.cursor()
+            except sqlite3.Error as error:
+                raise DataError(f"{self._path} cannot be read: {error}") from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Cursor]:
+        with self._lock:
+            try:
+                cursor = self._connection.cursor()
+                cursor.execute("BEGIN IMMEDIATE")
+                try:
+                    yield cursor
+                except BaseException:
+                    cursor.execute("ROLLBACK")
+                    raise
+                cursor.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise DataError(f"{self._path} was not written: {error}") from error
+
+
+_DECISION: Final = (
+    "d.id, d.experiment, d.unit, d.arm, d.how, d.symbol, d.strategy, d.kelly_usd, d.policy_usd, d.portfolio_value, "
+    "d.source, d.decided_ns"
+)
+_OUTCOME: Final = "o.decision_id, o.pnl_usd, o.realised_return, o.duration_s"
+
+
+def _decision_row(decision: Decision) -> tuple[Any, ...]:
+    return (
+        decision.id,
+        decision.experiment,
+        decision.unit,
+        decision.arm.value,
+        decision.how,
+        decision.symbol,
+        decision.strategy,
+        float(decision.kelly_usd),
+        float(decision.policy_usd),
+        float(decision.portfolio_value),
+        decision.source,
+        decision.decided_ns,
+    )
+
+
+def _decision(row: tuple[Any, ...]) -> Decision:
+    name, experiment, unit, arm, *rest = row
+    return Decision(name, experiment, unit, Arm(arm), *rest)
+
+
+def _assigned(cursor: sqlite3.Cursor, experiment: str, unit: str) -> tuple[Arm, float] | None:
+    cursor.execute("SELECT arm, share FROM assignment WHERE experiment = ? AND unit = ?", (experiment, unit))
+    found = cursor.fetchone()
+    return (Arm(found[0]), found[1]) if found else None
+
+
+def _first_change(names: str, before: tuple[Any, ...], now: tuple[Any, ...]) -> str:
+    """The first field whose value differs, in words."""
+    fields = [name.strip().partition(".")[2] for name in names.split(",")]
+    name, old, new = next((name, old, new) for name, old, new in zip(fields, before, now, strict=True) if old != new)
+    return f"{name} {old!r}, now it is {new!r}"
+
+
+def _check_decision(decision: Decision) -> None:
+    what = f"decision {decision.id!r}"
+    if not isinstance(decision.id, str) or not decision.id:
+        raise DataError(f"{what}: an id is a text that is not empty")
+    for name in ("kelly_usd", "policy_usd", "portfolio_value"):
+        _finite(what, name, getattr(decision, name))
+    if decision.portfolio_value <= 0.0:
+        raise DataError(f"{what}: portfolio_value is {decision.portfolio_value}, expected dollars above 0")
+    if decision.kelly_usd * decision.policy_usd < 0.0:
+        raise DataError(
+            f"{what}: kelly_usd {decision.kelly_usd} and policy_usd {decision.policy_usd} lie on different sides of "
+            "the market: a multiplier scales the base size and cannot turn it"
+        )
+
+
+def _check_outcome(outcome: Outcome) -> None:
+    what = f"the outcome of decision {outcome.decision_id!r}"
+    for name in ("pnl_usd", "realised_return", "duration_s"):
+        _finite(what, name, getattr(outcome, name))
+    if abs(outcome.realised_return) > _LARGEST_RETURN:
+        raise DataError(
+            f"{what}: realised_return is {outcome.realised_return}, expected a fraction within "
+            f"+-{_LARGEST_RETURN:g}; 3 % is 0.03"
+        )
+    if outcome.duration_s < 0.0:
+        raise DataError(f"{what}: duration_s is {outcome.duration_s}, expected seconds from 0")
+
+
+def _finite(what: str, name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DataError(
+            f"{what}: {name} is {value!r}, expected a finite number: record what is known, when it is known"
+        )
