@@ -54,6 +54,65 @@ class Watcher:
     progress: Callable[[Execution, int, int], None]
 
 
+class Children:
+    """The processes of the steps that run now.
+
+    A loop's iterations run in threads, which no signal reaches and which kfp waits for: a run that is stopped
+    ends their processes itself, and no step is started, or tried again, after that.
+    """
+
+    def __init__(self) -> None:
+        self._alive: set[subprocess.Popen[str]] = set()
+        # Again by the same thread: a signal may come while it is held.
+        self._lock = threading.RLock()
+        self.stopped = False
+
+    def stop(self) -> None:
+        """End them all."""
+        with self._lock:
+            self.stopped = True
+            for process in self._alive:
+                process.terminate()
+
+    @contextmanager
+    def watched(self, process: subprocess.Popen[str]) -> Iterator[None]:
+        """Count ``process`` among them while it runs."""
+        with self._lock:
+            self._alive.add(process)
+            if self.stopped:
+                process.terminate()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._alive.discard(process)
+
+
+@contextmanager
+def _stopped_by_signals(children: Children) -> Iterator[None]:
+    """Let Ctrl-C, and SIGTERM where somebody listens to it, end ``children`` before what they do otherwise."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: Any) -> None:
+        children.stop()
+        listener = before[signal.Signals(number)]
+        if callable(listener):
+            listener(number, frame)
+
+    for number, listener in before.items():
+        if callable(listener):
+            signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, listener in before.items():
+            if callable(listener):
+                signal.signal(number, listener)
+
+
 @contextmanager
 def observed(run_id: str, logs: Path, root: Path, watcher: Watcher) -> Iterator[list[Execution]]:
     """Run kfp locally under the name ``run_id``, every step's output in ``logs``; yields what ran.
@@ -62,7 +121,7 @@ def observed(run_id: str, logs: Path, root: Path, watcher: Watcher) -> Iterator[
     """
     executions: list[Execution] = []
     # The iterations of a loop run in threads, each under its step's name.
-    current, lock = threading.local(), threading.Lock()
+    current, lock, children = threading.local(), threading.Lock(), Children()
     original_step = task_executor.execute_single_task
     original_run = subprocess_task_handler.SubprocessTaskHandler.run
     original_name = executor_input_utils.get_local_pipeline_resource_name
@@ -85,17 +144,20 @@ def observed(run_id: str, logs: Path, root: Path, watcher: Watcher) -> Iterator[
 
     def start(handler: Any) -> status.Status:
         execution = current.execution
+        if children.stopped:
+            return status.Status.FAILURE
         execution.attempts += 1
         execution.log = logs / f"{execution.name}{f'-{execution.iteration}' if execution.iteration > 1 else ''}.log"
         tell = functools.partial(watcher.progress, execution)
-        code = _run(handler.full_command, handler.env_vars, root, execution.log, tell)
+        code = _run(handler.full_command, handler.env_vars, root, execution.log, tell, children)
         return status.Status.SUCCESS if code == 0 else status.Status.FAILURE
 
     task_executor.execute_single_task = execute
     subprocess_task_handler.SubprocessTaskHandler.run = start
     executor_input_utils.get_local_pipeline_resource_name = lambda _: run_id
     try:
-        yield executions
+        with _stopped_by_signals(children):
+            yield executions
     finally:
         task_executor.execute_single_task = original_step
         subprocess_task_handler.SubprocessTaskHandler.run = original_run
@@ -105,7 +167,12 @@ def observed(run_id: str, logs: Path, root: Path, watcher: Watcher) -> Iterator[
 
 
 def _run(
-    command: list[str], variables: dict[str, str], root: Path, log: Path, progress: Callable[[int, int], None]
+    command: list[str],
+    variables: dict[str, str],
+    root: Path,
+    log: Path,
+    progress: Callable[[int, int], None],
+    children: Children,
 ) -> int:
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, **variables, "PYTHONPATH": os.pathsep.join(paths), "HIMARI_PROGRESS": "1"}
@@ -122,6 +189,7 @@ def _run(
             errors="replace",
             bufsize=1,
         ) as process,
+        children.watched(process),
     ):
         try:
             for line in process.stdout or ():

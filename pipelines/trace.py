@@ -44,7 +44,7 @@ class Trace:
         self._running: set[tuple[str, int]] = set()
         self._done: dict[tuple[str, int], tuple[int, int]] = {}
         self._bar: tqdm[Any] | None = None
-        # Steps that do not wait for each other, and a loop's iterations, run in threads.
+        # A loop's iterations run in threads.
         self._lock = threading.Lock()
         self.watcher = Watcher(self._started, self._ended, self._progress)
 
@@ -62,7 +62,7 @@ class Trace:
             return
         with self._lock:
             self._done[execution.name, execution.iteration] = (done, total)
-            # Steps that do not wait for each other run at once, and share one bar.
+            # Iterations that run at once share one bar.
             done, total = (sum(values) for values in zip(*self._done.values(), strict=True))
             names = dict.fromkeys(_DOING.get(name, name) for name, _ in self._done)
             doing = f"      {' and '.join(names)}"

@@ -377,7 +377,11 @@ def test_a_run_that_is_stopped_says_so_and_leaves_no_process(tmp_path, spec, how
         [*command, "--data", PLANTED, "--steps", "900000000"], cwd=ROOT, text=True, stderr=subprocess.PIPE
     ) as process:
         deadline = time.monotonic() + 60
-        while not list(tmp_path.glob("runs/*/logs/train.log")) and time.monotonic() < deadline:
+        # The policy or the folds: neither waits for the other.
+        while (
+            not [*tmp_path.glob("runs/*/logs/train.log"), *tmp_path.glob("runs/*/logs/walk.log")]
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.1)
         process.send_signal(how)
         _, said = process.communicate(timeout=60)
@@ -394,7 +398,7 @@ def test_a_run_that_is_stopped_says_so_and_leaves_no_process(tmp_path, spec, how
 def test_a_step_that_is_killed_says_by_what_and_not_what_kfp_printed(tmp_path):
     log = tmp_path / "train.log"
     code = 'import os; print("{\\n  \\"schemaTitle\\": 1\\n}\\nSteps 1", flush=True); os.kill(os.getpid(), 9)'
-    assert observe._run([sys.executable, "-c", code], {}, ROOT, log, lambda *_: None) == -9
+    assert observe._run([sys.executable, "-c", code], {}, ROOT, log, lambda *_: None, observe.Children()) == -9
     said = trace._tail(log).splitlines()
     assert said == ["Steps 1", "The step's process was ended by SIGKILL; is there enough memory?"]
 
