@@ -17,10 +17,10 @@ EDGES: Final = {1.0: 0.0235, 1.5: 0.0322, 2.0: 0.0415, 3.0: 0.06}
 #: Markets for each true ratio that are judged after a record of each length: more where the theory asks for 80 %
 #: and the gate is not far from it.
 PLANTED: Final = {
-    1.0: {0.5: 40, 1.0: 40, 2.0: 40, 4.0: 20},
-    1.5: {0.5: 48, 1.0: 48, 2.0: 48, 4.0: 48},
-    2.0: {0.5: 40, 1.0: 40, 2.0: 40, 4.0: 24},
-    3.0: {0.5: 40, 1.0: 40, 2.0: 40, 4.0: 20},
+    1.0: {0.5: 40, 1.0: 40, 2.0: 40, 4.0: 16},
+    1.5: {0.5: 40, 1.0: 40, 2.0: 40, 4.0: 40},
+    2.0: {0.5: 40, 1.0: 40, 2.0: 40, 4.0: 16},
+    3.0: {0.5: 40, 1.0: 40, 2.0: 32, 4.0: 16},
 }
 
 
@@ -63,10 +63,11 @@ class Task:
 
     @property
     def weight(self) -> float:
-        """How long it takes, about, for the time left: in years of hours walked."""
+        """About how long it takes, for the time left; measured, in units of half a second."""
+        if self.aim == "truth":
+            return 2.0 * max(self.years) * len(self.left)
         # The dear stages come the more often, the larger the edge.
-        judged = 2.0 + (self.level or 0.0) * sum(self.years) if self.aim == "verdict" else 0.0
-        return (judged + max(self.years)) * len(self.left)
+        return (2.0 + max(self.years) + 5.0 * (self.level or 0.0) * sum(self.years)) * len(self.left)
 
 
 def tasks(plan: Plan) -> list[Task]:
