@@ -200,6 +200,7 @@ class PolicyClient:
             raise kind(f"{where} answered HTTP {answer.status}: {brief(answer.body)}")
         theirs = answer.headers.get(REQUEST_ID_HEADER.lower(), request_id)
         if theirs != request_id:
+            self._pool.drop_idle()
             raise SourceError(f"{where} answered request {theirs[:128]!r}, asked was {request_id!r}")
         version = answer.headers.get(CONTRACT_HEADER.lower(), self._contract)
         if version != self._contract:

@@ -15,6 +15,7 @@ from layer3.net.transport import Address
 __all__ = ["Place", "lookup"]
 
 _PORTS: Final = {"http": 80, "https": 443}
+_PRINTABLE: Final = re.compile(r"[!-~]+")
 _NAME: Final = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 _PATH: Final = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]*)*")
 
@@ -37,6 +38,9 @@ class Place:
         ------
         ConfigurationError : it is no such URL, or carries a user, a query or a fragment
         """
+        if "@" in url:
+            # Not shown: it may be a password.
+            raise ConfigurationError("the endpoint carries a user; give scheme, host and path")
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
@@ -44,10 +48,13 @@ class Place:
             raise ConfigurationError(f"endpoint {url!r} is not a URL: {error}") from error
         if parts.scheme not in _PORTS or not host:
             raise ConfigurationError(f"endpoint {url!r} must look like http://host:port or https://host")
-        if not (_is_literal(host) or _NAME.fullmatch(host)) or not _PATH.fullmatch(parts.path) or port == 0:
-            raise ConfigurationError(f"endpoint {url!r} is not a URL: host, port or path has something that is none")
-        if "@" in parts.netloc or parts.query or parts.fragment:
-            raise ConfigurationError("the endpoint carries a user, a query or a fragment; give scheme, host and path")
+        # Of the whole, because taking it apart drops line ends without a word.
+        if not _PRINTABLE.fullmatch(url) or port == 0:
+            raise ConfigurationError(f"endpoint {url!r} is not a URL: it holds a character or a port that none has")
+        if not (_is_literal(host) or _NAME.fullmatch(host)) or not _PATH.fullmatch(parts.path):
+            raise ConfigurationError(f"endpoint {url!r} is not a URL: its host or its path is none")
+        if parts.query or parts.fragment:
+            raise ConfigurationError(f"endpoint {url!r} has a query or a fragment; give scheme, host and path")
         return cls(url, parts.scheme, host, port or _PORTS[parts.scheme], parts.path.rstrip("/"))
 
     @property

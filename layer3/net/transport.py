@@ -166,18 +166,21 @@ class Pool:
         except OSError as error:
             raise budget.failed(error) from error
 
+    def drop_idle(self) -> None:
+        """Close the idle connections: whoever found one out of step trusts none."""
+        while self._idle:
+            self._drop_oldest()
+
     def close(self) -> None:
         """Close the idle connections now and each other one after its exchange."""
         self._closed = True
-        while self._idle:
-            self._drop_oldest()
+        self.drop_idle()
 
     def _take(self) -> socket.socket | None:
         if os.getpid() != self._process:
             # After a fork both processes hold the same connections: they are the parent's.
             self._process = os.getpid()
-            while self._idle:
-                self._drop_oldest()
+            self.drop_idle()
         while True:
             try:
                 sock, _ = self._idle.pop()
