@@ -1,5 +1,8 @@
+"""One caller and a server; what goes wrong in bulk is in ``test_remote_faults.py``."""
+
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -13,8 +16,17 @@ import numpy as np
 import pytest
 
 from layer3 import contract
-from layer3.errors import ConfigurationError, ContractError, SourceError
-from layer3.remote import CONTRACT_HEADER, RemoteAnswer, fetch_multiplier
+from layer3.breaker import BreakerConfig, CircuitBreaker
+from layer3.errors import (
+    CircuitOpenError,
+    ConfigurationError,
+    ContractError,
+    HimariError,
+    RefusedError,
+    SourceError,
+)
+from layer3.remote import CONTRACT_HEADER, PolicyClient, RemoteAnswer, fetch_multiplier
+from tests.fakes.policy_server import BEHAVIOURS, PolicyServer
 
 GOOD = {"position_multiplier": 1.25, "confidence": 0.6, "latency_ms": 0.4, "model_version": "20250101-abc"}
 STATE = np.linspace(-1, 1, 16, dtype=np.float32)
@@ -26,15 +38,21 @@ def serving(reply: Reply) -> Iterator[str]:
     """A real HTTP server on a free loopback port; yields its URL."""
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
         def do_POST(self) -> None:
             seen = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with contextlib.suppress(OSError):  # the caller may have hung up
-                reply(self, {"path": self.path, "body": seen, "contract": self.headers[CONTRACT_HEADER]})
+                reply(
+                    self, {"path": self.path, "body": seen, "headers": dict(self.headers), "from": self.client_address}
+                )
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             """Quiet."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True  # one may still wait for its caller's next request
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -66,7 +84,9 @@ def test_asks_and_answers_as_the_api_says() -> None:
 
     with serving(reply) as url:
         assert fetch_multiplier(url + "/", STATE, timeout_s=5) == RemoteAnswer(1.25, 0.6, "20250101-abc")
-    assert seen == {"path": "/predict", "body": {"state": STATE.tolist()}, "contract": contract.VERSION}
+    assert (seen["path"], seen["body"]) == ("/predict", {"state": STATE.tolist()})
+    assert seen["headers"][CONTRACT_HEADER] == contract.VERSION
+    assert seen["headers"]["Content-Type"] == "application/json"
 
 
 def test_another_contract_is_refused_with_both_names() -> None:
@@ -158,19 +178,6 @@ def test_dripping_headers_and_a_silent_server_neither() -> None:
         assert time.monotonic() - start < 0.35
 
 
-def test_the_worker_ends_after_a_timeout() -> None:
-    stop = threading.Event()
-    with serving(lambda handler, _: (stop.wait(5), None)[1]) as url:
-        try:
-            timed_out(url, 0.05)
-            workers = [t for t in threading.enumerate() if t.name == "himari-remote"]
-            for worker in workers:
-                worker.join(1.0)
-            assert not any(worker.is_alive() for worker in workers)
-        finally:
-            stop.set()
-
-
 def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -204,3 +211,243 @@ def test_states_that_are_none(state: np.ndarray) -> None:
 def test_timeouts_that_are_none(timeout: float) -> None:
     with pytest.raises(ConfigurationError, match="timeout_s"):
         fetch_multiplier("http://127.0.0.1:1", STATE, timeout_s=timeout)
+
+
+@pytest.mark.parametrize("request_id", ["", "a b", "x\r\nY: z", "ü", "x" * 129, 7])
+def test_request_ids_that_are_none(request_id: Any) -> None:
+    with (
+        PolicyClient("http://127.0.0.1:1") as client,
+        pytest.raises(ConfigurationError, match="request_id is"),
+    ):
+        client.ask(STATE, request_id)
+
+
+@pytest.mark.parametrize("state", [["x"] * 16, [[1.0], [1.0, 2.0]], None, object()])
+def test_states_that_are_no_numbers(state: Any) -> None:
+    with pytest.raises(ConfigurationError, match="state must be 16 finite numbers"):
+        fetch_multiplier("http://127.0.0.1:1", state)
+
+
+# The pooled client
+
+
+@contextlib.contextmanager
+def asked() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A healthy server and what it was asked."""
+    requests: list[dict[str, Any]] = []
+
+    def reply(handler: BaseHTTPRequestHandler, request: dict[str, Any]) -> None:
+        requests.append(request)
+        echo = {"X-Request-Id": request["headers"]["X-Request-Id"]}
+        answer(json.dumps(GOOD).encode(), headers=echo)(handler, request)
+
+    with serving(reply) as url:
+        yield url, requests
+
+
+@pytest.mark.parametrize("ending", ["", "/", "/predict", "/predict/"])
+def test_an_endpoint_may_end_in_predict_and_a_path_is_kept(ending: str) -> None:
+    with asked() as (url, requests), PolicyClient(f"{url}/v1{ending}", timeout_s=5) as client:
+        client.ask(STATE)
+    assert requests[0]["path"] == "/v1/predict"
+
+
+def test_one_connection_serves_many_calls_of_threads_and_loops() -> None:
+    async def some(client: PolicyClient) -> None:
+        for _ in range(5):
+            await client.aask(STATE)
+
+    with asked() as (url, requests), PolicyClient(url, timeout_s=5) as client:
+        for _ in range(5):
+            client.ask(STATE)
+        asyncio.run(some(client))
+        asyncio.run(some(client))  # another loop: the first one is closed
+        client.ask(STATE)
+    assert len(requests) == 16
+    assert len({request["from"] for request in requests}) == 1
+
+
+def test_request_ids_are_the_callers_or_random() -> None:
+    with asked() as (url, requests), PolicyClient(url, timeout_s=5) as client:
+        client.ask(STATE, "decision-7")
+        client.ask(STATE)
+        client.ask(STATE)
+    first, *others = (request["headers"]["X-Request-Id"] for request in requests)
+    assert first == "decision-7"
+    assert len(set(others)) == 2
+
+
+def test_an_answer_to_another_request_is_refused_and_no_connection_trusted_any_more() -> None:
+    requests: list[dict[str, Any]] = []
+
+    def reply(handler: BaseHTTPRequestHandler, request: dict[str, Any]) -> None:
+        requests.append(request)
+        answer(json.dumps(GOOD).encode(), headers={"X-Request-Id": "a"})(handler, request)
+
+    with serving(reply) as url, PolicyClient(url, timeout_s=5) as client:
+        client.ask(STATE, "a")
+        with pytest.raises(SourceError, match="answered request 'a', asked was 'b'"):
+            client.ask(STATE, "b")
+        client.ask(STATE, "a")
+    assert len({request["from"] for request in requests}) == 2
+
+
+def test_64_tasks_at_once_on_one_loop() -> None:
+    async def together(client: PolicyClient) -> list[RemoteAnswer]:
+        return await asyncio.gather(*(client.aask(STATE) for _ in range(64)))
+
+    with PolicyServer() as server, PolicyClient(server.url, timeout_s=5) as client:
+        for _ in range(3):
+            assert len(set(asyncio.run(together(client)))) == 1
+        server.behave("silent")
+        quick = PolicyClient(server.url, timeout_s=0.1)
+        start = time.monotonic()
+        with quick, pytest.raises(SourceError, match="within 100 ms"):
+            asyncio.run(together(quick))
+        assert time.monotonic() - start < 0.5
+
+
+def test_a_loop_is_not_held_up_by_a_call() -> None:
+    async def ticks(client: PolicyClient) -> int:
+        task = asyncio.create_task(client.aask(STATE))
+        count = 0
+        while not task.done():
+            await asyncio.sleep(0.005)
+            count += 1
+        with pytest.raises(SourceError):
+            task.result()
+        return count
+
+    with PolicyServer() as server, PolicyClient(server.url, timeout_s=0.2) as client:
+        server.behave("silent")
+        assert asyncio.run(ticks(client)) > 10
+
+
+def test_a_cancelled_call_hands_the_probe_back_and_leaves_no_connection() -> None:
+    now = [0.0]
+    breaker = CircuitBreaker(BreakerConfig(failures=1), clock=lambda: now[0])
+
+    async def cancelled(client: PolicyClient) -> None:
+        task = asyncio.create_task(client.aask(STATE))
+        await asyncio.sleep(0.05)
+        assert breaker.state == "half_open"
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with PolicyServer() as server, PolicyClient(server.url, timeout_s=2, breaker=breaker) as client:
+        server.behave("error_500")
+        with pytest.raises(SourceError):
+            client.ask(STATE)
+        now[0] += 30
+        server.behave("silent")
+        asyncio.run(cancelled(client))
+        assert breaker.state == "half_open"
+        assert not client._pool._idle
+        server.behave("healthy")
+        client.ask(STATE)
+        assert breaker.state == "closed"
+
+
+def test_an_open_breaker_says_so_at_once_and_nothing_is_sent() -> None:
+    breaker = CircuitBreaker(BreakerConfig(), clock=lambda: 0.0)
+    with serving(answer(b"oops", 500)) as url, PolicyClient(url, timeout_s=5, breaker=breaker) as client:
+        for _ in range(5):
+            with pytest.raises(SourceError, match="HTTP 500"):
+                client.ask(STATE)
+        with pytest.raises(CircuitOpenError, match=r"was not asked: the breaker is open, the next try is in 30\.0 s"):
+            client.ask(STATE)
+    assert breaker.figures().failures == 5
+
+
+def test_a_refused_request_is_the_callers_and_says_nothing_about_the_server() -> None:
+    breaker = CircuitBreaker(BreakerConfig(), clock=lambda: 0.0)
+    with serving(answer(b"state[3] is 7", 422)) as url, PolicyClient(url, timeout_s=5, breaker=breaker) as client:
+        for _ in range(20):
+            with pytest.raises(RefusedError, match=r"HTTP 422: state\[3\] is 7"):
+                client.ask(STATE)
+    assert breaker.state == "closed"
+    assert breaker.figures().failures == 0
+
+
+def test_bad_arguments_tell_the_breaker_nothing() -> None:
+    breaker = CircuitBreaker(BreakerConfig(failures=1), clock=lambda: 0.0)
+    with PolicyClient("http://127.0.0.1:1", breaker=breaker) as client:
+        with pytest.raises(ConfigurationError):
+            client.ask(np.full(16, np.nan))
+        assert breaker.state == "closed"
+
+
+def test_a_closed_client_answers_nobody() -> None:
+    with asked() as (url, _):
+        client = PolicyClient(url, timeout_s=5)
+        client.ask(STATE)
+        client.close()
+        assert not client._pool._idle
+        with pytest.raises(SourceError, match="is closed"):
+            client.ask(STATE)
+
+
+#: What each behaviour of the server is to the caller, and what the message says.
+OUTCOMES: dict[str, tuple[type[HimariError] | None, str]] = {
+    "healthy": (None, ""),
+    "chunked": (None, ""),
+    "interim": (None, ""),
+    "closing": (None, ""),
+    "leaving": (None, ""),
+    "silent": (SourceError, "did not answer in full within"),
+    "drip_head": (SourceError, "did not answer in full within"),
+    "drip_body": (SourceError, "did not answer in full within"),
+    "stops": (SourceError, "did not answer in full within"),
+    "half": (SourceError, "ended before the 100 bytes"),
+    "hangs_up": (SourceError, "closed without an answer"),
+    "resets": (SourceError, "Connection reset by peer"),
+    "resets_late": (SourceError, "Connection reset by peer"),
+    "garbage": (SourceError, "not HTTP"),
+    "another_protocol": (SourceError, "not HTTP: 'SSH"),
+    "twice": (SourceError, "went on after the end"),
+    "too_short": (SourceError, "went on after the end"),
+    "too_long": (SourceError, "ended before the 2000 bytes"),
+    "huge_head": (SourceError, "headers exceed 16384 bytes"),
+    "huge_body": (SourceError, "exceeds 65536 bytes"),
+    "not_json": (SourceError, "not JSON"),
+    "utf16": (SourceError, "not JSON"),
+    "nan": (SourceError, "position_multiplier is nan"),
+    "infinite": (SourceError, "position_multiplier is inf"),
+    "nan_elsewhere": (SourceError, "latency_ms is nan"),
+    "out_of_range": (SourceError, "position_multiplier is 2.01"),
+    "twice_a_key": (SourceError, "a key is given twice"),
+    "another_contract": (ContractError, "himari-state-9/1"),
+    "another_request": (SourceError, "answered request 'not-yours'"),
+    "error_500": (SourceError, "HTTP 500: oops"),
+    "error_503": (SourceError, "HTTP 503"),
+    "redirect": (SourceError, "HTTP 302"),
+    "error_404": (RefusedError, "HTTP 404"),
+    "error_422": (RefusedError, "HTTP 422"),
+}
+
+
+@pytest.fixture(scope="module")
+def misbehaving() -> Iterator[PolicyServer]:
+    with PolicyServer() as server:
+        yield server
+
+
+@pytest.mark.parametrize("how", BEHAVIOURS)
+def test_each_behaviour_is_told_as_what_it_is(misbehaving: PolicyServer, how: str) -> None:
+    kind, says = OUTCOMES[how]
+    breaker = CircuitBreaker(BreakerConfig(), clock=lambda: 0.0)
+    # The drips take 90 ms or longer; what answers at all does so at once.
+    with PolicyClient(misbehaving.url, timeout_s=0.05 if "did not answer" in says else 5, breaker=breaker) as client:
+        misbehaving.behave(how)
+        for ask in (client.ask, lambda state: asyncio.run(client.aask(state))):
+            for _ in range(2):
+                if kind is None:
+                    assert ask(STATE).multiplier == 1.25
+                else:
+                    with pytest.raises(kind, match=says) as raised:
+                        ask(STATE)
+                    assert type(raised.value) is kind
+    figures = breaker.figures()
+    expected = (4, 0) if kind is None else (0, 0) if kind is RefusedError else (0, 4)
+    assert (figures.successes, figures.failures) == expected

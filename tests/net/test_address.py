@@ -47,5 +47,5 @@ def test_lookup(monkeypatch: pytest.MonkeyPatch) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    with pytest.raises(SourceError, match="cannot find nowhere.invalid: Name or service not known"):
+    with pytest.raises(SourceError, match=r"cannot find nowhere\.invalid: Name or service not known"):
         lookup(Place.parse("http://nowhere.invalid"))
