@@ -23,10 +23,11 @@ class ConformalWindow:
     """The latest residuals, kept in order of time and in order of size.
 
     ``scale`` in (0, 1] is ``1 / (1 + q)``, and 1.0 before ``min_residuals`` are known;
-    ``quantile`` is q, or ``None`` before that; ``rejected`` counts residuals that were no number.
+    ``quantile`` is q, or ``None`` before that; ``nulls`` and ``nans`` count what was refused: a forecast
+    or a result that was missing, and one that was not finite.
     """
 
-    __slots__ = ("_by_size", "_by_time", "_config", "quantile", "rejected", "scale")
+    __slots__ = ("_by_size", "_by_time", "_config", "nans", "nulls", "quantile", "scale")
 
     def __init__(self, config: ConformalConfig) -> None:
         self._config = config
@@ -34,19 +35,27 @@ class ConformalWindow:
         self._by_size: list[float] = []
         self.quantile: float | None = None
         self.scale = 1.0
-        self.rejected = 0
+        self.nulls = self.nans = 0
 
     def __len__(self) -> int:
         return len(self._by_size)
 
+    @property
+    def rejected(self) -> int:
+        """Residuals that were no number."""
+        return self.nulls + self.nans
+
     def record(self, predicted: float | None, realised: float | None) -> bool:
         """Learn from one forecast of a one-day return, in O(log window) comparisons.
 
-        A ``None`` or a number that is not finite is counted in ``rejected``; the answer is False.
+        A ``None`` is counted in ``nulls``, a number that is not finite in ``nans``; the answer is False.
         """
-        residual = math.nan if predicted is None or realised is None else abs(realised - predicted)
+        if predicted is None or realised is None:
+            self.nulls += 1
+            return False
+        residual = abs(realised - predicted)
         if not math.isfinite(residual):
-            self.rejected += 1
+            self.nans += 1
             return False
         self._keep(residual)
         self._measure()
@@ -68,7 +77,7 @@ class ConformalWindow:
 
     def to_json(self) -> dict[str, Any]:
         """The residuals in the order of time, as plain data."""
-        return {"residuals": list(self._by_time), "rejected": self.rejected}
+        return {"residuals": list(self._by_time), "nulls": self.nulls, "nans": self.nans}
 
     def restore(self, data: Mapping[str, Any]) -> None:
         """Take up what :meth:`to_json` gave, the latest ``window`` of them.
@@ -83,7 +92,7 @@ class ConformalWindow:
         for residual in residuals[-self._config.window :]:
             self._keep(residual)
         self._measure()
-        self.rejected = int(data["rejected"])
+        self.nulls, self.nans = int(data["nulls"]), int(data["nans"])
 
 
 def describe(config: ConformalConfig, count: int, quantile: float | None) -> str:

@@ -59,6 +59,7 @@ def test_what_is_no_number_is_rejected_and_counted(bad: tuple[float | None, floa
     before = window.scale
     assert not window.record(*bad)
     assert (window.rejected, len(window), window.scale) == (1, 20, before)
+    assert (window.nulls, window.nans) == ((1, 0) if None in bad else (0, 1))
 
 
 def test_larger_errors_scale_down_more() -> None:
