@@ -20,7 +20,8 @@ import numpy as np
 
 from layer3.ab.assignment import Arm, Design, bucket, unit_of
 from layer3.ab.guardrails import find_breach
-from layer3.ab.store import Decision, How, Outcome, Stop, Store
+from layer3.ab.records import Decision, How, Outcome, Stop
+from layer3.ab.store import Store
 from layer3.errors import ConfigurationError, DataError
 from layer3.types import TacticalSignal
 
@@ -132,7 +133,7 @@ class Experiment:
         self, decision_id: str, *, pnl_usd: float, realised_return: float, duration_s: float
     ) -> Stop | None:
         """Record what became of a decision once its trade is closed, however late; see
-        :class:`~layer3.ab.store.Outcome` for the units. The same call again changes nothing.
+        :class:`~layer3.ab.records.Outcome` for the units. The same call again changes nothing.
 
         Returns the stop of the policy's arm: one that a guardrail called for just now, or an earlier one.
 

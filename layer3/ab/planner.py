@@ -11,7 +11,7 @@ from layer3.ab.assignment import Design
 from layer3.ab.sequential import boundary, mixture_scale
 from layer3.errors import ConfigurationError
 
-__all__ = ["POWER", "Plan", "information_scale", "plan"]
+__all__ = ["POWER", "Plan", "days_more", "information_scale", "plan"]
 
 #: Probability with which a true difference of the stated size is to be found.
 POWER: Final = 0.8
@@ -57,38 +57,59 @@ def plan(effect: float, noise: float, units_per_day: float, design: Design) -> P
     for name, value in (("effect", effect), ("noise", noise), ("units_per_day", units_per_day)):
         if not 0.0 < value < math.inf:
             raise ConfigurationError(f"a plan with {name} {value}: it must be a finite number above 0")
-    strength = (effect / noise) ** 2
-    power = _NORMAL.inv_cdf(POWER)
-    fixed = (_NORMAL.inv_cdf(0.5 + 0.5 * design.level) + power) ** 2 / strength
-    scale = information_scale(design)
-
-    def enough(effective: float) -> bool:
-        return math.sqrt(effective * strength) >= float(boundary(scale * effective, design.level)) + power
-
-    low, high = 0.0, fixed
-    while not enough(high):
-        low, high = high, 2.0 * high
-    while high - low > 1e-6 * high:
-        middle = 0.5 * (low + high)
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    fixed_days, days = (_days(units, units_per_day, design) for units in (fixed, high))
+    fixed = (_NORMAL.inv_cdf(0.5 + 0.5 * design.level) + _NORMAL.inv_cdf(POWER)) ** 2 * (noise / effect) ** 2
+    every = _effective(effect, noise, design)
+    fixed_days, days = (_days(units, units_per_day, design) for units in (fixed, every))
     share = design.ramp[-1][1]
     halves = share * (1.0 - share) or 0.25
     return Plan(
         math.ceil(fixed / halves if fixed_days is None else fixed_days * units_per_day),
         fixed_days,
-        math.ceil(high / halves if days is None else days * units_per_day),
+        math.ceil(every / halves if days is None else days * units_per_day),
         days,
     )
 
 
-def _days(effective: float, units_per_day: float, design: Design) -> float | None:
-    """Days from the start until the ramp has given so many effective units."""
+def days_more(
+    effect: float, noise: float, units_per_day: float, design: Design, *, effective: float, elapsed: float
+) -> float:
+    """Days from now until a difference ``effect`` would be found by looks on every day, with the probability ``POWER``.
+
+    ``effective`` units are there already after ``elapsed`` days; infinite where a hundred years would not do, and 0
+    where as many are there as it takes.
+    """
+    left = _effective(effect, noise, design) - effective
+    days = _days(left, units_per_day, design, elapsed) if left > 0.0 else elapsed
+    return math.inf if days is None else days - elapsed
+
+
+def _effective(effect: float, noise: float, design: Design) -> float:
+    """Effective units that put ``effect`` the power's quantile of standard errors beyond the always-valid boundary."""
+    power, scale = _NORMAL.inv_cdf(POWER), information_scale(design)
+
+    def enough(effective: float) -> bool:
+        reached = math.sqrt(effective) * effect / noise
+        return reached >= float(boundary(scale * effective, design.level)) + power
+
+    low, high = 0.0, 1.0
+    while not enough(high):
+        low, high = high, 2.0 * high
+    while high - low > 1e-6 * high:
+        middle = 0.5 * (low + high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def _days(effective: float, units_per_day: float, design: Design, since: float = 0.0) -> float | None:
+    """The day on which the ramp has given so many effective units from day ``since`` on."""
     left = effective
-    ends = [*(day for day, _ in design.ramp[1:]), float(_LONGEST_DAYS)]
+    ends = [*(day for day, _ in design.ramp[1:]), since + _LONGEST_DAYS]
     for (begin, share), end in zip(design.ramp, ends, strict=True):
-        rate = units_per_day * share * (1.0 - share)
-        if rate > 0.0 and left <= rate * (end - begin):
-            return begin + left / rate
-        left -= rate * (end - begin)
+        start = max(begin, since)
+        rate, days = units_per_day * share * (1.0 - share), end - start
+        if days <= 0.0:
+            continue
+        if rate > 0.0 and left <= rate * days:
+            return start + left / rate
+        left -= rate * days
     return None

@@ -21,7 +21,7 @@ from layer3.ab.assignment import Design
 from layer3.ab.planner import information_scale
 from layer3.ab.sequential import boundary
 
-__all__ = ["Rates", "World", "simulate"]
+__all__ = ["Drawn", "Rates", "World", "draw", "simulate"]
 
 Floats = NDArray[np.float64]
 
@@ -46,7 +46,7 @@ class World:
     drift: float = 0.0004
     volatility: float = 0.01
     spread: float = 0.4
-    largest: float = 0.3
+    largest: float = 0.1
     share: float = 0.5
 
     @property
@@ -73,6 +73,15 @@ class Rates:
     covered_once: float
     median_day: float | None
     removed: float
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Decisions (experiments, days, decisions): base size, multiplier, and the return of following the signal."""
+
+    base: Floats
+    multiplier: Floats
+    followed: Floats
 
 
 def simulate(world: World, design: Design, experiments: int, seed: int) -> Rates:
@@ -121,16 +130,10 @@ def _days(world: World, experiments: int, rng: np.random.Generator) -> tuple[Mom
 
     Moments (experiments, days, 1, 2, ...) of what a decision earned, its base size, and what that would have earned.
     """
-    shape = (experiments, world.days, world.decisions)
-    volatility = _volatility(experiments, world.days, rng)
-    own = rng.standard_t(4.0, shape) / math.sqrt(2.0)
-    common = rng.standard_t(4.0, (experiments, world.days, 1)) / math.sqrt(2.0)
-    forecast = rng.standard_normal(shape)
-    unknown = math.sqrt(1.0 - world.skill**2) * (math.sqrt(0.9) * own + math.sqrt(0.1) * common)
-    followed = world.drift + world.volatility * volatility[:, :, None] * (world.skill * forecast + unknown)
-    base = rng.uniform(0.0, world.largest, shape)
-    policy = rng.random(shape) < world.share
-    earned = np.where(policy, 1.0 + world.spread * forecast, 1.0) * base * followed
+    drawn, volatility = draw(world, experiments, rng)
+    policy = rng.random(drawn.base.shape) < world.share
+    base, followed = drawn.base, drawn.followed
+    earned = np.where(policy, drawn.multiplier, 1.0) * base * followed
     values = np.stack((earned, base, base * followed), axis=-1)
     sides = np.stack((~policy, policy), axis=-1).astype(np.float64)
     sums = (
@@ -140,6 +143,18 @@ def _days(world: World, experiments: int, rng: np.random.Generator) -> tuple[Mom
     )
     truth = world.effect * np.cumsum(volatility, axis=1) / np.arange(1, world.days + 1)
     return Moments(*(np.cumsum(part, axis=1)[:, :, None] for part in sums)), truth
+
+
+def draw(world: World, experiments: int, rng: np.random.Generator) -> tuple[Drawn, Floats]:
+    """Decisions of ``experiments`` worlds, and each day's volatility (experiments, days) of mean 1."""
+    shape = (experiments, world.days, world.decisions)
+    volatility = _volatility(experiments, world.days, rng)
+    own = rng.standard_t(4.0, shape) / math.sqrt(2.0)
+    common = rng.standard_t(4.0, (experiments, world.days, 1)) / math.sqrt(2.0)
+    forecast = rng.standard_normal(shape)
+    unknown = math.sqrt(1.0 - world.skill**2) * (math.sqrt(0.9) * own + math.sqrt(0.1) * common)
+    followed = world.drift + world.volatility * volatility[:, :, None] * (world.skill * forecast + unknown)
+    return Drawn(rng.uniform(0.0, world.largest, shape), 1.0 + world.spread * forecast, followed), volatility
 
 
 def _volatility(experiments: int, days: int, rng: np.random.Generator) -> Floats:
