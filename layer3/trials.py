@@ -147,7 +147,8 @@ def sharpe_variance(store: str, data_sha256: str) -> float | None:
 
     Ratios compare on the same bars only: those of the same candles under the same sizing settings, validation
     parts apart from the stitched test pieces of walk-forwards. Around each such group's own mean, pooled over
-    the groups of :func:`count`'s trainings; a training that was repeated counts once, as it came out last. This is the
+    the groups of :func:`count`'s trainings; a training that was repeated counts once, as it came out last, and so do
+    trainings that came out the same to the last digit: a spread of 0 would say that trying costs nothing. This is the
     spread behind the best of so many trials (Bailey and Lopez de Prado 2014, eq. 6). ``None`` where no group has two.
 
     Raises
@@ -158,11 +159,9 @@ def sharpe_variance(store: str, data_sha256: str) -> float | None:
     for trial in _related(store, data_sha256):
         for name, ratios in trial.ratios.items():
             groups.setdefault((trial.data.sha256, trial.data.sizing_sha256, name), {}).update(ratios)
-    squares = [
-        sum((value - sum(ratios.values()) / len(ratios)) ** 2 for value in ratios.values())
-        for ratios in groups.values()
-    ]
-    freedom = sum(len(ratios) - 1 for ratios in groups.values())
+    samples = [sorted(set(ratios.values())) for ratios in groups.values()]
+    squares = [sum((value - sum(sample) / len(sample)) ** 2 for value in sample) for sample in samples if sample]
+    freedom = sum(len(sample) - 1 for sample in samples if sample)
     return sum(squares) / freedom if freedom else None
 
 
