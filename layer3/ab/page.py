@@ -13,7 +13,7 @@ from layer3.ab.wording import BP, NAMES, about, arm_rows, check_rows, difference
 from layer3.backtest.charts import Band, lines_chart
 from layer3.backtest.drawing import Layout, Series
 from layer3.backtest.pictures import STYLES, Picture, markup
-from layer3.backtest.record import FLAT, KELLY_ONLY, POLICY
+from layer3.backtest.record import BUY_AND_HOLD, KELLY_ONLY, POLICY
 from layer3.backtest.report import template_environment
 
 __all__ = ["render_page"]
@@ -63,15 +63,15 @@ def _difference(analysis: Analysis) -> Picture:
     if low.min() < bottom or high.max() > top:
         note += " It is cut off where it leaves the picture."
     shade = Band(days, np.clip(low, bottom, top), np.clip(high, bottom, top), STYLES[POLICY].color)
-    side = "above" if last.low > 0.0 else "below" if last.high < 0.0 else "on both sides of"
-    finding = f"On the last day {BP * last.low:+.2f} to {BP * last.high:+.2f} bp per unit: {side} no difference."
+    side = "all of it above 0" if last.low > 0.0 else "all of it below 0" if last.high < 0.0 else "0 lies within"
+    finding = f"On the last day {BP * last.low:+.2f} to {BP * last.high:+.2f} bp per unit: {side}."
     charts = [
         lines_chart(
             [Series("estimate", days, np.clip(estimate, bottom, top), STYLES[POLICY])],
             layout,
             name="difference",
             title=title,
-            number="{:+.1f}",
+            number="{:.1f}",
             limit=(0.0, "no difference"),
             band=shade,
             unit="basis points per unit",
@@ -96,7 +96,7 @@ def _growth(analysis: Analysis) -> Picture:
             layout,
             name="growth",
             title=title,
-            number="{:+.3g}%",
+            number="{:.3g}%",
             unit="gain since the start",
             description=finding,
         )
@@ -119,10 +119,14 @@ def _chances(analysis: Analysis) -> Picture:
     valid = np.maximum([look.p for look in looks], _LEAST_P)
     naive = np.maximum([look.naive_p for look in looks if look.naive_p is not None], _LEAST_P)
     below = int(np.count_nonzero(naive < limit))
-    finding = f"Always valid, least so far: {_chance(looks[-1].p)}. Welch's was below {limit:.2g} on {below} of {len(looks)} days."
+    often = f"below {limit:.2g} on {below} of {len(looks)} days"
+    finding = f"Always valid, least so far: {_chance(looks[-1].p)}. Welch's was {often}."
     charts = [
         lines_chart(
-            [Series("always valid", days, valid, STYLES[POLICY]), Series("Welch's t", days, naive, STYLES[FLAT])],
+            [
+                Series("always valid", days, valid, STYLES[POLICY]),
+                Series("Welch's t", days, naive, STYLES[BUY_AND_HOLD]),
+            ],
             layout,
             name="chances",
             title=title,

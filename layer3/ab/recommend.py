@@ -23,11 +23,15 @@ import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from layer3.ab.planner import POWER
+
 __all__ = ["LEAST_RATIO_P", "Action", "Facts", "Recommendation", "recommend"]
 
 Action = Literal["deploy", "disable", "continue", "no_difference"]
 #: Below this probability a split is taken as broken; small, because it is asked every day.
 LEAST_RATIO_P: Final = 0.001
+#: Days that nobody will wait for.
+_LONG: Final = 3_650.0
 
 _HEADLINES: Final[dict[Action, str]] = {
     "deploy": "Deploy the policy to 100 %",
@@ -108,13 +112,13 @@ def _judged(facts: Facts) -> tuple[Action, str]:
     if facts.estimate is None or low is None or high is None:
         return "continue", "All returns are equal, or they cover less than a day: no difference can be tested."
     told = f"{_percent(facts.estimate)} a year (always-valid interval {_percent(low)} to {_percent(high)})"
-    ratio = "" if sharpe is None else f", the Sharpe ratio by {sharpe:+.2f}"
+    ratio = "" if sharpe is None else f", the Sharpe ratio by {sharpe:+.2f}".replace("-", "−")
     differs = f"The policy's mean return differs by {told}{ratio}."
     if low > 0.0 and sharpe is not None and sharpe >= 0.0:
         return "deploy", f"{differs} It earns more, and not by risking more."
     if high < 0.0 and sharpe is not None and sharpe <= 0.0:
         return "disable", f"{differs} It earns less, and not by risking less."
-    reach = f"+-{facts.smallest_effect:.1%} a year"
+    reach = f"±{facts.smallest_effect:.1%} a year"
     if -facts.smallest_effect <= low and high <= facts.smallest_effect:
         return "no_difference", f"{differs} All of the interval lies within {reach}, which is what does not matter."
     aside = ""
@@ -135,19 +139,22 @@ def _more(facts: Facts) -> str:
     parts = []
     if facts.days_for_smallest is not None:
         parts.append(
-            f"a true difference of {facts.smallest_effect:.1%} a year is found in {_days(facts.days_for_smallest)}"
+            f"a true difference of {facts.smallest_effect:.1%} a year is found in {_more_days(facts.days_for_smallest)}"
         )
     if facts.days_for_estimate is not None:
-        parts.append(f"one as large as the present estimate in {_days(facts.days_for_estimate)}")
+        parts.append(f"one as large as the present estimate in {_more_days(facts.days_for_estimate)}")
     left = max(facts.planned_days - facts.days, 0.0)
-    return f"With 80 % probability, {', '.join(parts)}. {_days(left).capitalize()} of the plan are left."
+    ahead = f"The plan has {_days(left)} left." if left else "The planned days are over."
+    return f"With {POWER:.0%} probability, {', '.join(parts)}. {ahead}"
+
+
+def _more_days(days: float) -> str:
+    return "more than ten years" if days > _LONG else f"{_days(days)} more"
 
 
 def _days(days: float) -> str:
-    if math.isinf(days):
-        return "more than a hundred years"
-    whole = math.ceil(days)
-    return f"{whole:,} more day{'s' * (whole != 1)}"
+    whole = max(math.ceil(days), 1)
+    return f"{whole:,} day{'s' * (whole != 1)}"
 
 
 def _percent(value: float) -> str:

@@ -62,6 +62,13 @@ def _one(store: Store, name: str) -> str:
     return names[0]
 
 
+def _write(path: Path, page: str) -> None:
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"the page {path} cannot be written: {error.strerror}") from error
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0, or 2 where there is nothing to report on."""
     parser = argparse.ArgumentParser(prog="python -m layer3.ab.report", description="What an experiment says.")
@@ -72,16 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with Store(options.store, read_only=True) as store:
             analysis = analyse(store, _one(store, options.experiment))
-        print(render_text(analysis))
         if options.html is not None:
-            options.html.write_text(render_page(analysis), encoding="utf-8")
-            print(f"\nPage: {options.html}")
+            _write(options.html, render_page(analysis))
     except HimariError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except OSError as error:
-        print(f"error: {options.html} cannot be written: {error.strerror}", file=sys.stderr)
-        return 2
+    print(render_text(analysis))
+    if options.html is not None:
+        print(f"\nPage: {options.html}")
     return 0
 
 
