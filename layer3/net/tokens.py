@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, Final, TypeAlias
 from urllib.parse import quote, urlsplit
 
@@ -58,11 +59,12 @@ def metadata_tokens(audience: str) -> TokenSource:
         raise ConfigurationError(f"audience is {audience!r}, expected the service's URL, as https://name.run.app")
     place = Place.parse(f"http://{os.environ.get('GCE_METADATA_HOST') or _HOST}")
     target = f"{_PATH}?audience={quote(audience, safe='')}&format=full"
-    request = request_bytes("GET", target, {"Host": place.authority, "Metadata-Flavor": _FLAVOR, "Connection": "close"})
+    request = request_bytes("GET", target, {"Host": place.authority, "Metadata-Flavor": _FLAVOR})
 
     def fetch() -> tuple[str, float]:
         addresses = lookup(place)
-        answer = run(Pool(lambda: addresses, place.host, None).exchange(request, Budget.start(place.url, _SECONDS)))
+        with closing(Pool(lambda: addresses, place.host, None)) as pool:
+            answer = run(pool.exchange(request, Budget.start(place.url, _SECONDS)))
         if answer.status != 200 or answer.headers.get("metadata-flavor") != _FLAVOR:
             raise SourceError(f"{place.url} gave no identity token: HTTP {answer.status}: {brief(answer.body)}")
         token = answer.body.decode("ascii", errors="replace").strip()

@@ -1,0 +1,221 @@
+"""Identity tokens, from a metadata server on loopback and from sources that fail."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import pytest
+
+from layer3.errors import ConfigurationError, RefusedError, SourceError
+from layer3.net import refreshed
+from layer3.net.tokens import checked_token, metadata_tokens
+from layer3.remote import PolicyClient
+
+STATE = np.zeros(16)
+GOOD = json.dumps({"position_multiplier": 1.0, "confidence": 0.5, "model_version": "m"}).encode()
+
+
+def web_token(expiry: object) -> str:
+    def part(content: object) -> str:
+        return base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
+
+    return f"{part({'alg': 'RS256'})}.{part({'exp': expiry, 'aud': 'x'})}.c2lnbmF0dXJl"
+
+
+class Service(ThreadingHTTPServer):
+    """Both a service that wants a token and the metadata server that gives it."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.authority = f"127.0.0.1:{self.server_address[1]}"
+        self.seen: list[tuple[str, dict[str, str]]] = []
+        self.token = web_token(time.time() + 3_600)
+        self.flavor = "Google"
+        self.accepted: str | None = None
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Service
+
+    def do_GET(self) -> None:
+        self.server.seen.append((self.path, dict(self.headers)))
+        self.reply(200, self.server.token.encode(), {"Metadata-Flavor": self.server.flavor})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.seen.append((self.path, dict(self.headers)))
+        known = self.server.accepted is None or self.headers["Authorization"] == f"Bearer {self.server.accepted}"
+        self.reply(200 if known else 401, GOOD if known else b"who are you?", {})
+
+    def reply(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Quiet."""
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    with Service() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def metadata(service: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
+    monkeypatch.setenv("GCE_METADATA_HOST", service.authority)
+    return service
+
+
+def test_a_token_of_the_metadata_server(metadata: Service) -> None:
+    token, expiry = metadata_tokens("https://himari-abc.a.run.app")()
+    assert token == metadata.token
+    assert expiry == pytest.approx(time.time() + 3_600, abs=5)
+    ((target, headers),) = metadata.seen
+    assert urlsplit(target).path == "/computeMetadata/v1/instance/service-accounts/default/identity"
+    assert parse_qs(urlsplit(target).query) == {"audience": ["https://himari-abc.a.run.app"], "format": ["full"]}
+    assert headers["Metadata-Flavor"] == "Google"
+
+
+@pytest.mark.parametrize("token", ["", "a.b.c", "one", "a.bnVsbA.c", web_token(None), web_token("soon")])
+def test_what_is_no_token_of_it(metadata: Service, token: str) -> None:
+    metadata.token = token
+    with pytest.raises(SourceError, match="no readable expiry"):
+        metadata_tokens("https://h")()
+
+
+def test_a_token_that_expired_and_a_server_that_is_another(metadata: Service) -> None:
+    metadata.token = web_token(time.time() - 1)
+    with pytest.raises(SourceError, match="has expired already"):
+        metadata_tokens("https://h")()
+    metadata.flavor = "vanilla"
+    with pytest.raises(SourceError, match="gave no identity token: HTTP 200"):
+        metadata_tokens("https://h")()
+
+
+def test_an_audience_is_a_url() -> None:
+    with pytest.raises(ConfigurationError, match="audience is 'himari'"):
+        metadata_tokens("himari")
+
+
+@pytest.mark.parametrize("token", ["", "a b", "x\r\nY: z", "ü", 7, None])
+def test_what_no_header_can_carry_is_refused_and_not_shown(token: object) -> None:
+    with pytest.raises(SourceError, match="no bearer token") as raised:
+        checked_token(lambda: (token, time.time() + 60))  # type: ignore[arg-type, return-value]
+    if token:
+        assert str(token) not in str(raised.value)
+
+
+def test_a_token_is_fetched_once_for_many_calls(metadata: Service) -> None:
+    url = f"http://{metadata.authority}"
+    with PolicyClient(url, timeout_s=5, token_source=metadata_tokens(url)) as client:
+        for _ in range(10):
+            client.ask(STATE)
+    posts = [headers for path, headers in metadata.seen if path == "/predict"]
+    assert len(metadata.seen) == 11
+    assert {headers["Authorization"] for headers in posts} == {f"Bearer {metadata.token}"}
+
+
+def test_a_token_that_is_refused_is_fetched_anew(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refreshed, "_RETRY", (0.01, 0.01))
+    fetched: list[str] = []
+
+    def source() -> tuple[str, float]:
+        fetched.append(f"token-{len(fetched)}")
+        return fetched[-1], time.time() + 3_600
+
+    service.accepted = "token-1"
+    with PolicyClient(f"http://{service.authority}", timeout_s=5, token_source=source) as client:
+        with pytest.raises(RefusedError, match=r"HTTP 401: who are you\?"):
+            client.ask(STATE)
+        deadline = time.monotonic() + 5
+        while len(fetched) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+            with contextlib.suppress(RefusedError):
+                client.ask(STATE)
+        assert client.ask(STATE).multiplier == 1.0
+    assert fetched == ["token-0", "token-1"]
+
+
+def test_a_source_that_hangs_or_fails_costs_the_budget_at_most(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    over = threading.Event()
+
+    def hanging() -> tuple[str, float]:
+        over.wait(5)
+        return "late", time.time() + 60
+
+    def failing() -> tuple[str, float]:
+        raise OSError("no such key file")
+
+    url = f"http://{service.authority}"
+    with PolicyClient(url, timeout_s=0.1, token_source=hanging) as client:
+        start = time.monotonic()
+        with pytest.raises(SourceError, match="no token within 100 ms"):
+            client.ask(STATE)
+        assert 0.09 < time.monotonic() - start < 0.2
+        over.set()
+    with (
+        caplog.at_level(logging.CRITICAL),
+        PolicyClient(url, timeout_s=5, token_source=failing) as client,
+        pytest.raises(SourceError, match=r"a token for .*: OSError: no such key file"),
+    ):
+        client.ask(STATE)
+    assert not service.seen
+
+
+def test_a_token_goes_over_https_or_loopback_only() -> None:
+    def source() -> tuple[str, float]:
+        raise AssertionError("nobody asks")
+
+    for url in ("http://example.com", "http://10.0.0.1:8080"):
+        with pytest.raises(ConfigurationError, match="over https only"):
+            PolicyClient(url, token_source=source)
+
+
+def test_names_are_looked_up_ahead_and_a_slow_resolver_costs_the_budget_at_most(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    come = threading.Event()
+    real = socket.getaddrinfo
+
+    def slow(host: str, *rest: object, **options: object) -> object:
+        come.wait(5)
+        return real("127.0.0.1", *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    port = service.server_address[1]
+    with contextlib.closing(PolicyClient(f"http://policy.invalid:{port}", timeout_s=0.1)) as client:
+        start = time.monotonic()
+        with pytest.raises(SourceError, match="did not answer in full within 100 ms"):
+            client.ask(STATE)
+        assert 0.09 < time.monotonic() - start < 0.2
+        come.set()
+        deadline = time.monotonic() + 5
+        while client._addresses is None or client._addresses.peek() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        assert client.ask(STATE).multiplier == 1.0
+    assert service.seen[0][1]["Host"] == f"policy.invalid:{port}"
