@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from layer3.breaker import BreakerConfig, CircuitBreaker, Permit
 from layer3.errors import ConfigurationError, DataError
+from tests.fakes.breaker_model import BreakerModel
 
 
 class Clock:
@@ -384,38 +385,20 @@ CONFIG = BreakerConfig(
 
 
 class BreakerMachine(RuleBasedStateMachine):
-    """Every permit is remembered with the era it was given in; the model judges the whole list of answers anew."""
+    """Every permit is remembered with the era that the model gave it in."""
 
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
         self.heard: list[tuple[str, str]] = []
-        self.expected: list[tuple[str, str]] = []
+        self.model = BreakerModel(CONFIG)
         self.breaker = self.made()
         self.permits: list[tuple[Permit, int]] = []
-        self.model = "closed"
-        self.era = 0
-        self.answers: list[tuple[float, bool]] = []
-        self.trips = 0
-        self.open_until = 0.0
-        self.probe: tuple[int, float] | None = None
 
     def made(self) -> CircuitBreaker:
         breaker = CircuitBreaker(CONFIG, clock=self.clock)
         breaker.listeners.append(lambda old, new, _: self.heard.append((old, new)))
         return breaker
-
-    def go(self, state: str) -> None:
-        if state != self.model:
-            self.expected.append((self.model, state))
-        self.model = state
-        self.era += 1
-        self.probe = None
-        if state == "closed":
-            self.answers, self.trips = [], 0
-        if state == "open":
-            self.trips += 1
-            self.open_until = self.clock.now + (30.0, 60.0, 100.0)[min(self.trips, 3) - 1]
 
     @rule(seconds=st.sampled_from([0.0, 0.5, 4.5, 5.0, 25.0, 30.0, 39.0, 70.0, 100.0]))
     def time_passes(self, seconds: float) -> None:
@@ -423,16 +406,11 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @rule()
     def someone_asks(self) -> None:
-        if self.model == "open" and self.clock.now >= self.open_until:
-            self.go("half_open")
-        free = self.model == "half_open" and (self.probe is None or self.clock.now >= self.probe[1])
+        era = self.model.ask(self.clock.now)
         permit = self.breaker.try_acquire()
-        assert (permit is not None) == (self.model == "closed" or free)
-        if permit is not None:
-            if free:
-                self.era += 1
-                self.probe = (self.era, self.clock.now + 5.0)
-            self.permits.append((permit, self.era))
+        assert (permit is None) == (era is None)
+        if permit is not None and era is not None:
+            self.permits.append((permit, era))
 
     @precondition(lambda self: self.permits)
     @rule(data=st.data(), answer=st.sampled_from(["failure", "failure", "success", "ignore"]), forget=st.booleans())
@@ -440,29 +418,16 @@ class BreakerMachine(RuleBasedStateMachine):
         index = data.draw(st.integers(0, len(self.permits) - 1))
         permit, era = self.permits[index]
         getattr(permit, answer)()
-        # An answered permit may be answered again, to no effect: era -1 is never.
+        self.model.answer(self.clock.now, era, {"failure": True, "success": False, "ignore": None}[answer])
+        # An answered permit may be answered again, to no effect: no era is -1.
         self.permits[index] = (permit, -1)
         if forget:
             del self.permits[index]
-        if era != self.era:
-            return
-        if self.model == "half_open":
-            self.probe = None
-            if answer != "ignore":
-                self.go("open" if answer == "failure" else "closed")
-        elif self.model == "closed" and answer != "ignore":
-            self.answers.append((self.clock.now, answer == "failure"))
-            recent = [bad for at, bad in self.answers[-8:] if at > self.clock.now - 40.0]
-            row = [bad for _, bad in self.answers[-3:]]
-            if answer == "failure" and (
-                row == [True] * 3 or (len(recent) >= 4 and sum(recent) / len(recent) >= 0.6 - 1e-12)
-            ):
-                self.go("open")
 
     @rule()
     def someone_resets(self) -> None:
         self.breaker.reset()
-        self.go("closed")
+        self.model.reset(self.clock.now)
 
     @rule()
     def the_process_starts_again(self) -> None:
@@ -470,14 +435,13 @@ class BreakerMachine(RuleBasedStateMachine):
         self.breaker = self.made()
         self.breaker.restore(snapshot)
         self.permits = []
-        self.probe = None
+        self.model.probe_until = None
 
     @invariant()
     def it_is_what_the_model_is(self) -> None:
-        assert self.breaker.state == self.model
-        assert self.heard == self.expected
-        figures = self.breaker.figures()
-        assert figures.retry_in == (max(0.0, self.open_until - self.clock.now) if self.model == "open" else 0.0)
+        assert self.breaker.state == self.model.state
+        assert self.heard == self.model.transitions
+        assert self.breaker.figures().retry_in == self.model.retry_in(self.clock.now)
 
 
 BreakerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)

@@ -1,0 +1,158 @@
+"""Ten thousand calls to a server that misbehaves in every way there is: each ends in time, as what it is."""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from layer3.breaker import BreakerConfig, CircuitBreaker
+from layer3.errors import CircuitOpenError, ContractError, HimariError, RefusedError, SourceError
+from layer3.remote import PolicyClient
+from tests.fakes.breaker_model import BreakerModel
+from tests.fakes.policy_server import BEHAVIOURS, GONE, PolicyServer
+
+STATE = np.zeros(16)
+#: What never ends by itself within the budget of these tests.
+HANGING = ("silent", "drip_head", "drip_body", "stops")
+ANSWERED = ("healthy", "chunked", "interim", "closing", "leaving")
+REFUSED = ("error_404", "error_422")
+BUDGET = 0.06
+SLACK = 0.01
+
+
+def kind_of(how: str) -> type[HimariError] | None:
+    if how in ANSWERED:
+        return None
+    return RefusedError if how in REFUSED else ContractError if how == "another_contract" else SourceError
+
+
+@contextmanager
+def noise(seconds: float, threads: int = 4) -> Iterator[list[float]]:
+    """How late this machine and this interpreter are to end a plain wait of ``seconds``, meanwhile."""
+    late: list[float] = []
+    over = threading.Event()
+
+    def wait() -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            poll = select.poll()
+            poll.register(ours, select.POLLIN)
+            while not over.is_set():
+                start = time.monotonic()
+                poll.poll(seconds * 1e3)
+                late.append(time.monotonic() - start - seconds)
+
+    waiting = [threading.Thread(target=wait) for _ in range(threads)]
+    for thread in waiting:
+        thread.start()
+    try:
+        yield late
+    finally:
+        over.set()
+        for thread in waiting:
+            thread.join()
+
+
+def ask_from_threads(client: PolicyClient, threads: int, calls: int) -> tuple[list[HimariError | None], list[float]]:
+    """How each call ended, and how many seconds it took."""
+    outcomes: list[HimariError | None] = []
+    seconds: list[float] = []
+    escaped: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(calls):
+                start = time.monotonic()
+                try:
+                    client.ask(STATE)
+                    outcome = None
+                except HimariError as error:
+                    outcome = error
+                seconds.append(time.monotonic() - start)
+                outcomes.append(outcome)
+        except BaseException as error:
+            escaped.append(error)
+            raise
+
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not escaped
+    return outcomes, seconds
+
+
+def test_8000_calls_of_32_threads_each_end_in_time_and_as_what_they_are() -> None:
+    threads, total = 32, 0
+    hanging: list[float] = []
+    with (
+        PolicyServer() as server,
+        PolicyClient(server.url, timeout_s=BUDGET) as hasty,
+        PolicyClient(server.url, timeout_s=2.0) as patient,
+        noise(BUDGET) as late,
+    ):
+        for how in [*BEHAVIOURS, GONE, "healthy"]:
+            server.behave(how)
+            stuck = how in HANGING
+            outcomes, seconds = ask_from_threads(hasty if stuck else patient, threads, 16 if stuck else 7)
+            expected = kind_of(how)
+            assert {type(outcome) for outcome in outcomes} == {type(None) if expected is None else expected}, how
+            if stuck:
+                assert all("did not answer in full within 60 ms" in str(outcome) for outcome in outcomes)
+                hanging += seconds
+            total += len(outcomes)
+    assert total >= 8_000
+    over = np.array(hanging) - BUDGET
+    assert over.min() >= 0.0
+    # The 10 ms are the client's; a wait that the machine ends late is late for everyone.
+    assert over.max() <= SLACK + max(late), (over.max(), max(late))
+    assert np.median(over) <= 0.5 * SLACK + np.median(late)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_1000_calls_under_a_breaker_go_the_way_of_its_model(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    now = [0.0]
+    config = BreakerConfig(jitter=0.0)
+    breaker, model = CircuitBreaker(config, clock=lambda: now[0]), BreakerModel(config)
+    heard: list[tuple[str, str]] = []
+    breaker.listeners.append(lambda old, new, _: heard.append((old, new)))
+    ways = [*BEHAVIOURS, GONE]
+    calls = 0
+    with PolicyServer() as server, PolicyClient(server.url, timeout_s=BUDGET, breaker=breaker) as client:
+        while calls < 1_000:
+            # Healthy half of the time, so that the breaker also closes.
+            how = "healthy" if rng.random() < 0.5 else ways[rng.integers(len(ways))]
+            server.behave(how)
+            for _ in range(rng.integers(1, 25)):
+                now[0] += float(rng.choice([0.0, 1.0, 40.0], p=[0.7, 0.28, 0.02]))
+                era = model.ask(now[0])
+                outcome = asked(client)
+                calls += 1
+                if era is None:
+                    assert type(outcome) is CircuitOpenError
+                    continue
+                # A healthy answer may be late on a busy machine; the breaker must have counted what we saw.
+                late = outcome is not None and "did not answer in full" in str(outcome)
+                assert late or type(outcome) is (kind_of(how) or type(None)), how
+                failed = None if type(outcome) is RefusedError else outcome is not None
+                model.answer(now[0], era, failed)
+                assert breaker.state == model.state
+    assert heard == model.transitions
+    assert {("closed", "open"), ("open", "half_open"), ("half_open", "open"), ("half_open", "closed")} <= set(heard)
+
+
+def asked(client: PolicyClient) -> HimariError | None:
+    try:
+        client.ask(STATE)
+    except HimariError as error:
+        return error
+    return None
