@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from layer3.errors import ConfigurationError
 
-__all__ = ["load", "one_of", "parse", "text_of", "true_or_false", "within"]
+__all__ = ["build", "document", "load", "one_of", "parse", "read", "text_of", "true_or_false", "unknown", "within"]
 
 _INF = math.inf
 _T = TypeVar("_T")
@@ -63,6 +63,12 @@ def true_or_false(config: object, name: str) -> None:
         raise ConfigurationError(f"{type(config).__name__}.{name} is {value!r}; it must be true or false")
 
 
+def unknown(path: str, key: str, names: Sequence[str]) -> str:
+    """The sentence for a ``key`` at ``path`` that is none of ``names``."""
+    near = difflib.get_close_matches(key, names, n=1)
+    return f"unknown key {path!r}; " + (f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(names)}")
+
+
 def load(default: _T, path: Path, what: str) -> _T:
     """The dataclass ``default`` with what the YAML file at ``path`` says put over it.
 
@@ -72,14 +78,14 @@ def load(default: _T, path: Path, what: str) -> _T:
     ------
     ConfigurationError : no such file, or as :func:`parse`
     """
-    return parse(default, _read(path, what), str(path))
+    return parse(default, read(path, what), str(path))
 
 
 def text_of(default: object, path: Path | None, what: str) -> str:
     """The file's text, checked, so that the record of what it led to holds the settings themselves; "" for none."""
     if path is None:
         return ""
-    text = _read(path, what)
+    text = read(path, what)
     parse(default, text, str(path))
     return text
 
@@ -92,6 +98,20 @@ def parse(default: _T, text: str, origin: str) -> _T:
     ConfigurationError : not YAML, an unknown key, a key that stands there twice, a wrong type, or a value
         out of range; ``origin`` says where the text came from
     """
+    found = document(text, origin)
+    try:
+        return build(default, found)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{origin}: {error}") from error
+
+
+def document(text: str, origin: str) -> Mapping[str, Any]:
+    """The mapping that the YAML document ``text`` is; "" is an empty one.
+
+    Raises
+    ------
+    ConfigurationError : not YAML, no mapping, or a key that stands there twice; ``origin`` says where it came from
+    """
     try:
         import yaml  # an extra: only who keeps a configuration file needs it
     except ImportError as error:
@@ -100,17 +120,17 @@ def parse(default: _T, text: str, origin: str) -> _T:
         ) from error
     try:
         _refuse_twice(yaml.compose(text, Loader=yaml.SafeLoader), origin)
-        document = yaml.safe_load(text)
+        found = yaml.safe_load(text)
     # PyYAML lets these two out for a date that does not exist, and for brackets without end.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{origin} is not YAML: {' '.join(str(error).split())}") from error
-    try:
-        return _build(default, {} if document is None else document, "")
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{origin}: {error}") from error
+    if found is not None and not isinstance(found, Mapping):
+        raise ConfigurationError(f"{origin}: the document is {found!r}; it must be a mapping of keys to values")
+    return found or {}
 
 
-def _read(path: Path, what: str) -> str:
+def read(path: Path, what: str) -> str:
+    """The text of the file at ``path``; a ConfigurationError where there is none, or it is no text."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -131,8 +151,13 @@ def _refuse_twice(node: Any, origin: str) -> None:
         _refuse_twice(value, origin)
 
 
-def _build(default: _T, values: object, where: str) -> _T:
-    """``default`` with ``values`` put over it, recursively; ``where`` is the dotted path for messages."""
+def build(default: _T, values: object, where: str = "") -> _T:
+    """The dataclass ``default`` with ``values`` put over it, recursively; ``where`` is the dotted path for messages.
+
+    Raises
+    ------
+    ConfigurationError : no mapping, an unknown key, a wrong type, or a value out of range
+    """
     if not isinstance(values, Mapping):
         raise ConfigurationError(f"{where or 'the document'} is {values!r}; it must be a mapping of keys to values")
     names = [f.name for f in dataclasses.fields(default)]  # type: ignore[arg-type]
@@ -141,11 +166,9 @@ def _build(default: _T, values: object, where: str) -> _T:
     for key, value in values.items():
         path = f"{where}.{key}" if where else str(key)
         if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(names)}"
-            raise ConfigurationError(f"unknown key {path!r}; {hint}")
+            raise ConfigurationError(unknown(path, str(key), names))
         if dataclasses.is_dataclass(hints[key]):
-            changes[key] = _build(getattr(default, key), value, path)
+            changes[key] = build(getattr(default, key), value, path)
         elif isinstance(value, str) and hints[key] in (int, float):
             raise ConfigurationError(
                 f"{path} is the text {value!r}; it must be a number, unquoted (YAML reads 1e9 as text: write 1.0e+9)"

@@ -134,11 +134,11 @@ class Written:
 class ClosedTrade:
     """A trade that was closed.
 
-    ``trade_return`` after costs, as a fraction of what was in it; ``pnl_usd`` the same in dollars, ``None`` where
-    it is not known; ``closed_at_ns`` UTC nanoseconds; ``trade_id`` the broker's name for it.
+    ``trade_return`` after costs, as a fraction of what was in it; ``pnl_usd`` the same in dollars; one of the
+    two may be ``None``, not known. ``closed_at_ns`` UTC nanoseconds; ``trade_id`` the broker's name for it.
     """
 
-    trade_return: float
+    trade_return: float | None
     pnl_usd: float | None = None
     closed_at_ns: int | None = None
     trade_id: str | None = None

@@ -8,7 +8,7 @@ is :func:`decide`. Stages carry unsigned fractions of equity; the side is applie
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,9 +24,12 @@ from layer3.sizing.conformal import ConformalWindow
 from layer3.sizing.kelly import KellyEstimate, KellyPosterior
 from layer3.sizing.regime import RegimeHysteresis
 from layer3.sizing.validation import find_problem
-from layer3.types import CascadeIndicators, PositionSizingDecision, Regime, Stage, TacticalSignal
+from layer3.types import CascadeIndicators, Explanation, PositionSizingDecision, Regime, Stage, TacticalSignal
 
-__all__ = ["Assessment", "SizingChain", "decide"]
+__all__ = ["Assessment", "Limit", "SizingChain", "decide"]
+
+#: From the fraction that would be held, and the account of it, to a smaller one and its account.
+Limit = Callable[[float, Explanation], tuple[float, Explanation]]
 
 
 class _Facts(NamedTuple):
@@ -234,8 +237,12 @@ def decide(
     multiplier_source: str,
     portfolio_value: float,
     max_exposure: float = contract.MAX_EXPOSURE,
+    limit: Limit | None = None,
+    **details: Any,
 ) -> PositionSizingDecision:
     """Apply the policy's multiplier in [0, 2] and the cap: the position in dollars, with every stage.
+
+    ``limit`` may make it smaller still, and adds to the account; ``details`` are further fields of the decision.
 
     Raises
     ------
@@ -250,6 +257,9 @@ def decide(
             f"max_exposure is {max_exposure!r}; it must be a number in (0, {contract.MAX_EXPOSURE}]"
         )
     held = min(assessment.base_fraction * multiplier, max_exposure)
+    explanation: Explanation = _Decided(assessment, multiplier, multiplier_source, max_exposure, held)
+    if limit is not None:
+        held, explanation = limit(held, explanation)
     exposure = assessment.direction * held + 0.0  # + 0.0: no negative zero
     return PositionSizingDecision(
         strategy_id=signal.strategy_id,
@@ -268,7 +278,8 @@ def decide(
         exposure=exposure,
         position_size_usd=exposure * portfolio_value,
         portfolio_value=portfolio_value,
-        explanation=_Decided(assessment, multiplier, multiplier_source, max_exposure, exposure),
+        explanation=explanation,
+        **details,
     )
 
 
@@ -279,7 +290,7 @@ class _Decided(NamedTuple):
     multiplier: float
     source: str
     max_exposure: float
-    exposure: float
+    held: float
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -289,12 +300,13 @@ class _Decided(NamedTuple):
         return (
             *self.assessment.stages,
             Stage("multiplier", base, wanted, f"x {self.multiplier:.3f} from {self.source}"),
-            Stage("cap", wanted, abs(self.exposure), capped),
+            Stage("cap", wanted, self.held, capped),
         )
 
     @property
     def reason(self) -> str:
         text = self.assessment.reason
         if self.assessment.base_fraction > 0.0:
-            text += f"; multiplier x {self.multiplier:.3f} from {self.source}: exposure {self.exposure:+.2%}"
+            exposure = self.assessment.direction * self.held
+            text += f"; multiplier x {self.multiplier:.3f} from {self.source}: exposure {exposure:+.2%}"
         return text

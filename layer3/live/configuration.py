@@ -1,0 +1,298 @@
+"""Every setting of layer 3 in production, typed and bounded: a YAML file, under what the environment says.
+
+``config/layer3.yaml`` holds the defaults with comments. An environment variable overrides the file:
+``HIMARI_L3__RISK__MAX_LEVERAGE=1.5`` is ``risk.max_leverage``, and so on to any depth. What a caller passes
+in code overrides both. A key that nobody knows is refused by name, wherever it stands.
+
+The sizing chain's numbers and the breaker's are those of :class:`layer3.sizing.config.ChainConfig` and
+:class:`layer3.breaker.BreakerConfig`, which check themselves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from layer3 import settings
+from layer3.breaker import BreakerConfig
+from layer3.errors import ConfigurationError
+from layer3.live import guide
+from layer3.sizing.config import ChainConfig
+
+__all__ = [
+    "DecisionLogSettings",
+    "Layer3Config",
+    "LoggingSettings",
+    "MarketSettings",
+    "MetricsSettings",
+    "PolicySettings",
+    "RiskSettings",
+    "StateSettings",
+    "load_config",
+]
+
+_PREFIX: Final = "HIMARI_L3__"
+_T = TypeVar("_T")
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("a truth value is no number")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Whole = Annotated[int, BeforeValidator(_number)]
+
+
+def _scalars(values: object) -> object:
+    """``values`` with the texts in it, which is all that an environment has, read as YAML reads them."""
+    if isinstance(values, Mapping):
+        return {key: _scalars(value) for key, value in values.items()}
+    if isinstance(values, str):
+        return settings.document(f"value: {values}", repr(values))["value"]
+    return values
+
+
+def _built(name: str, default: _T) -> Any:
+    """Validator of a section that is a dataclass of its own: a mapping over ``default``, or such a dataclass."""
+
+    def validate(value: object) -> _T:
+        if isinstance(value, type(default)):
+            return value
+        try:
+            return settings.build(default, _scalars(value), name)
+        except TypeError as error:  # a null, or a list, where a bound is compared with a number
+            raise ConfigurationError(f"{name}: a value has the wrong type: {error}") from error
+
+    return PlainValidator(validate)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PolicySettings(_Section):
+    """The policy whose multiplier scales the base size."""
+
+    enabled: bool = True
+    #: Base address of the prediction server; a trailing ``/predict`` is dropped.
+    endpoint: str | None = None
+    #: For a whole call: connecting, sending, every byte of the answer.
+    timeout_ms: Number = Field(default=150.0, gt=0.0, le=60_000.0)
+    #: Send an ID token with each call (a private Cloud Run service asks for one).
+    authenticate: bool = False
+    #: A policy folder, or a store that names its champion.
+    model_path: str | None = None
+    #: Where no policy answers; 1.0 is the base Kelly size, 0.0 trades nothing.
+    fallback_multiplier: Number = Field(default=1.0, ge=0.0, le=2.0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _base_address(cls, values: Any) -> Any:
+        endpoint = values.get("endpoint") if isinstance(values, Mapping) else None
+        if not isinstance(endpoint, str):
+            return values
+        parts = urlsplit(endpoint)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"endpoint is {endpoint!r}; it must look like http://host:port or https://host")
+        return {**values, "endpoint": endpoint.rstrip("/").removesuffix("/predict")}
+
+
+class RiskSettings(_Section):
+    """Limits beside the chain's own cap, ``chain.max_exposure``; loss and leverage as fractions of the portfolio."""
+
+    max_daily_loss: Number = Field(default=0.02, gt=0.0, le=1.0)
+    max_leverage: Number = Field(default=2.0, gt=0.0, le=10.0)
+    stale_signal_s: Number = Field(default=5.0, gt=0.0, le=86_400.0)
+    stale_price_s: Number = Field(default=5.0, gt=0.0, le=86_400.0)
+    #: How far ahead of this machine's clock a signal or price may be.
+    max_future_s: Number = Field(default=1.0, ge=0.0, le=60.0)
+    #: Cascade feeds that must be there for a size at all.
+    min_feeds: Whole = Field(default=1, ge=0, le=6)
+    #: While this file exists every size is zero.
+    kill_file: str | None = None
+    #: Whether SIGUSR1 makes every size zero.
+    kill_signal: bool = False
+
+
+class MarketSettings(_Section):
+    """What the engine remembers of each symbol."""
+
+    #: Length of the bars that the policy was trained on: of the price buffer and of the regime's confirmations.
+    bar_seconds: Whole = Field(default=3_600, ge=1, le=86_400)
+    max_symbols: Whole = Field(default=256, ge=1, le=100_000)
+    #: Closed trades remembered for each symbol, so that none counts twice; also the most in one call.
+    seen_trades: Whole = Field(default=10_000, ge=10, le=1_000_000)
+
+
+class StateSettings(_Section):
+    """Where what was learnt is kept over a restart; without a path it is not."""
+
+    path: str | None = None
+    every_s: Number = Field(default=60.0, gt=0.0, le=86_400.0)
+    #: A snapshot that cannot be read stops the start, unless this says to begin anew.
+    start_fresh_if_unreadable: bool = False
+
+
+class MetricsSettings(_Section):
+    """Prometheus metrics and where they are exposed."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Whole = Field(default=9_108, ge=0, le=65_535)
+
+
+class DecisionLogSettings(_Section):
+    """The append-only log of decisions; without a path there is none."""
+
+    path: str | None = None
+    #: When a record must be on the disk: before the decision is told, every ``interval_s``, or when it suits.
+    fsync: Literal["each", "interval", "none"] = "each"
+    interval_s: Number = Field(default=1.0, gt=0.0, le=3_600.0)
+    #: A new file begins at this size.
+    max_bytes: Whole = Field(default=64 * 2**20, ge=1)
+
+
+class LoggingSettings(_Section):
+    """Structured logs on standard error."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    #: One line for each answer of a policy.
+    policy_answers: bool = True
+
+
+class Layer3Config(BaseSettings):
+    """The whole configuration, immutable. Building it directly reads neither file nor environment: :func:`load_config`.
+
+    A value that cannot be used raises ``pydantic.ValidationError`` or :class:`ConfigurationError`.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    #: ``cloud`` asks the server first and then the local file, ``local`` the file alone.
+    deployment_mode: Literal["cloud", "local"] = "local"
+    #: Dollars; what fractions of equity are taken of.
+    portfolio_value: Number = Field(default=100_000.0, gt=0.0, le=1e15)
+    #: Take up a changed file while running.
+    hot_reload: bool = True
+    chain: Annotated[ChainConfig, _built("chain", ChainConfig())] = ChainConfig()
+    policy: PolicySettings = PolicySettings()
+    breaker: Annotated[BreakerConfig, _built("breaker", BreakerConfig())] = BreakerConfig()
+    risk: RiskSettings = RiskSettings()
+    market: MarketSettings = MarketSettings()
+    state: StateSettings = StateSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    decision_log: DecisionLogSettings = DecisionLogSettings()
+    logging: LoggingSettings = LoggingSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments alone; :func:`load_config` reads the rest and says where each came from."""
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _somebody_to_ask(self) -> Self:
+        if self.policy.enabled and self.deployment_mode == "cloud" and self.policy.endpoint is None:
+            raise ValueError(
+                "deployment_mode is 'cloud' and policy.endpoint is not given: name the server, "
+                "say deployment_mode: local, or policy.enabled: false"
+            )
+        return self
+
+    def as_json(self) -> dict[str, Any]:
+        """Every effective setting as plain data."""
+        dumped: dict[str, Any] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if dataclasses.is_dataclass(value) and not isinstance(value, type):
+                dumped[name] = dataclasses.asdict(value)
+            else:
+                dumped[name] = value.model_dump() if isinstance(value, BaseModel) else value
+        return dumped
+
+    def digest(self) -> str:
+        """sha256 of every effective setting, hexadecimal: equal where nothing differs, however it was said."""
+        text = json.dumps(_as_floats(self.as_json()), sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _as_floats(value: Any) -> Any:
+    """1 and 1.0 are one setting."""
+    if isinstance(value, dict):
+        return {key: _as_floats(entry) for key, entry in value.items()}
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> Layer3Config:
+    """The configuration of a file (``None``: the defaults), under the environment, under ``overrides``.
+
+    The file has the shape of ``config/layer3.yaml``, or that of the older ``gcp_deployment.yaml``
+    (:mod:`layer3.live.guide`). ``overrides`` is nested like the file.
+
+    Raises
+    ------
+    ConfigurationError : no such file, not YAML, an unknown key (with the nearest known one), or a value that
+        cannot be used; all that pydantic finds wrong is in one message
+    """
+    origin = "the defaults" if path is None else str(path)
+    found: Mapping[str, Any] = {}
+    if path is not None:
+        found = settings.document(settings.read(Path(path), "the configuration"), origin)
+        if guide.is_guide(found):
+            found = guide.translate(found, origin)
+    merged = _over(_over(found, _environment()), overrides or {})
+    try:
+        return Layer3Config(**merged)
+    except ValidationError as error:
+        raise ConfigurationError(f"{origin}: {'; '.join(_sentence(problem) for problem in error.errors())}") from error
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{origin}: {error}") from error
+
+
+def _environment() -> dict[str, Any]:
+    known = tuple(Layer3Config.model_fields)
+    for name in sorted(os.environ):
+        if name.upper().startswith(_PREFIX):
+            key = name[len(_PREFIX) :].split("__")[0].lower()
+            if key not in known:
+                raise ConfigurationError(f"environment variable {name}: {settings.unknown(key, key, known)}")
+    source = EnvSettingsSource(Layer3Config, env_prefix=_PREFIX, env_nested_delimiter="__")
+    return source()
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _over(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _sentence(problem: Any) -> str:
+    where = [str(part) for part in problem["loc"]]
+    path = ".".join(where)
+    if problem["type"] == "extra_forbidden":
+        kind: Any = Layer3Config
+        for part in where[:-1]:
+            kind = kind.model_fields[part].annotation
+        return settings.unknown(path, where[-1], tuple(kind.model_fields))
+    said = problem["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(problem["input"], Mapping | BaseModel) else f" is {problem['input']!r}"
+    return f"{path}{shown}: {said}" if path else said

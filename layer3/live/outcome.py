@@ -1,0 +1,98 @@
+"""The last step of a decision: the risk limits on what the chain and the policy want, or a refusal."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from layer3.live.inputs import Inputs
+from layer3.sizing import cascade
+from layer3.types import (
+    FALLBACK_KELLY,
+    Action,
+    Explanation,
+    PositionSizingDecision,
+    Stage,
+    TacticalSignal,
+    Written,
+)
+
+__all__ = ["Limits", "refused"]
+
+
+class Limits(NamedTuple):
+    """What the limits say now, as fractions of the portfolio.
+
+    ``others`` is what all other positions hold together, ``max_leverage`` the most that all may; ``day`` is the
+    day's result, ``max_daily_loss`` the loss at which the day ends; ``stop`` is a refusal's word and sentence.
+    """
+
+    others: float
+    max_leverage: float
+    day: float
+    max_daily_loss: float
+    stop: tuple[str, str] | None
+
+    def apply(self, wanted: float, before: Explanation) -> tuple[float, Explanation]:
+        """What of the fraction ``wanted`` may be held, never more, and the account of it."""
+        held = min(wanted, max(0.0, self.max_leverage - self.others))
+        return held if self.stop is None else 0.0, _Limited(before, wanted, held, self)
+
+
+class _Limited(NamedTuple):
+    before: Explanation
+    wanted: float
+    held: float
+    limits: Limits
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        limits = self.limits
+        room = f"other positions hold {limits.others:.2f} x the portfolio, all may hold {limits.max_leverage:g} x"
+        stopped = self.held if limits.stop is None else 0.0
+        why = f"no stop; the day's result is {limits.day:+.2%}, it ends at {-limits.max_daily_loss:.2%}"
+        return (
+            *self.before.stages,
+            Stage("leverage", self.wanted, self.held, room),
+            Stage("risk", self.held, stopped, why if limits.stop is None else limits.stop[1]),
+        )
+
+    @property
+    def reason(self) -> str:
+        if self.limits.stop is not None:
+            return f"not sized: {self.limits.stop[1]}"
+        if self.held < self.wanted:
+            return f"{self.before.reason}; cut to {self.held:.2%} by the leverage of {self.limits.max_leverage:g}"
+        return self.before.reason
+
+
+def refused(inputs: Inputs, word: str, why: str, portfolio_value: float, **more: Any) -> PositionSizingDecision:
+    """Size zero for inputs that were not assessed, however unusable: cascade risk 1 stands for not known."""
+    signal = inputs.signal if type(inputs.signal) is TacticalSignal else None
+    strategy_id, symbol = (_name(getattr(signal, name, None)) for name in ("strategy_id", "symbol"))
+    action = getattr(signal, "action", None)
+    return PositionSizingDecision(
+        strategy_id=strategy_id,
+        symbol=symbol,
+        action=action if type(action) is Action else Action.HOLD,
+        direction=0,
+        kelly_fraction=0.0,
+        conformal_scale=1.0,
+        sentiment_multiplier=1.0,
+        regime_multiplier=1.0,
+        cascade_risk=1.0,
+        cascade_action=cascade.EXIT,
+        base_fraction=0.0,
+        multiplier=1.0,
+        multiplier_source=FALLBACK_KELLY,
+        exposure=0.0,
+        position_size_usd=0.0,
+        portfolio_value=portfolio_value,
+        explanation=Written((Stage("validate", 0.0, 0.0, why),), f"not sized: {why}"),
+        refusal=word,
+        passed_over=(f"nobody was asked: {word}",),
+        **more,
+    )
+
+
+def _name(value: object) -> str:
+    return str(value) if type(value) is str else ""

@@ -1,0 +1,386 @@
+"""The engine of Phase 1: a size in time, every time, and the account of it.
+
+:class:`Layer3Phase1` never raises in the hot path and never hides why it says what it says. A decision runs
+through three steps, of which only the second may wait, and without the lock:
+
+1. check the inputs, learn from closed trades and prices, assess the signal (:mod:`layer3.sizing.chain`);
+2. ask the policy for its multiplier (:mod:`layer3.live.sources`);
+3. apply the multiplier, the caps and the risk limits (:mod:`layer3.live.outcome`).
+
+One chain per symbol: what is learnt of a symbol (closed trades, forecast errors, regime, prices) is shared by
+the strategies that trade it; positions are kept apart by strategy and symbol.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from layer3.breaker import CircuitBreaker
+from layer3.errors import ConfigurationError, DataError
+from layer3.live import risk
+from layer3.live.active import Active, Connect, connect, prepare
+from layer3.live.configuration import Layer3Config
+from layer3.live.draft import Assessed, Draft, Refusal, begin, book_name
+from layer3.live.figures import SymbolFigures, symbol_figures
+from layer3.live.inputs import Inputs
+from layer3.live.memory import Memory
+from layer3.live.outcome import Limits, refused
+from layer3.live.risk import KillSwitch
+from layer3.live.sources import Answer, Asker
+from layer3.live.state import Saver, read_state, write_state
+from layer3.sizing.chain import decide
+from layer3.types import CascadeIndicators, ClosedTrade, PositionSizingDecision, TacticalSignal
+
+__all__ = ["Layer3Phase1", "Observer"]
+
+#: Called after each decision, with what it was made from.
+Observer = Callable[[PositionSizingDecision, Inputs], None]
+_log = logging.getLogger(__name__)
+
+
+class Layer3Phase1:
+    """Sizes signals; for any number of threads and event loops at once. Close it when done.
+
+    Parameters
+    ----------
+    config : checked when it was made (:func:`layer3.live.configuration.load_config`)
+    clock : UTC nanoseconds; timer : seconds, for latencies
+    connect : makes the client of the served policy
+    seed : of the breaker's jitter; ``None`` draws one
+    state : a snapshot (:meth:`snapshot`) to go on from; ``None`` takes the file ``config.state.path`` if there is one
+
+    Attributes
+    ----------
+    observers : called in turn after each decision; one that raises is logged and counted, the decision stands
+    kill_switch : while it is on every size is zero
+    counters : ``decisions``, ``refused.<word>``, ``observer_errors``, ``reloads``
+
+    Raises
+    ------
+    ConfigurationError, PolicyError, ContractError, ReleaseError : the configuration cannot be used, or names
+        a policy file that cannot be trusted
+    DataError : the snapshot is damaged or comes of a newer program
+    """
+
+    def __init__(
+        self,
+        config: Layer3Config,
+        *,
+        clock: Callable[[], int] = time.time_ns,
+        timer: Callable[[], float] = time.perf_counter,
+        connect: Connect = connect,
+        seed: int | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not isinstance(config, Layer3Config):
+            raise ConfigurationError(f"config is {config!r}; it must be a Layer3Config, see load_config")
+        self._clock, self._timer, self._connect = clock, timer, connect
+        self._rng = np.random.default_rng(seed)
+        self._lock = threading.Lock()
+        self._instance, self._sequence = secrets.token_hex(4), 0
+        self._memory = Memory()
+        self._retired: Asker | None = None
+        self._saver: Saver | None = None
+        self.observers: list[Observer] = []
+        self.counters: Counter[str] = Counter()
+        self.kill_switch = KillSwitch()
+        self._active = prepare(config, connect, self._rng, None)
+        self._aim_kill_switch()
+        if config.risk.kill_signal:
+            self.kill_switch.listen()
+        if state is None and config.state.path is not None:
+            state = self._read(config)
+        if state is not None:
+            self._restore(state)
+        if config.state.path is not None:
+            self._saver = Saver(self.save, config.state.every_s)
+
+    @property
+    def config(self) -> Layer3Config:
+        """The configuration that sizes now."""
+        return self._active.config
+
+    @property
+    def config_hash(self) -> str:
+        """Its hash, which every decision carries."""
+        return self._active.digest
+
+    @property
+    def breaker(self) -> CircuitBreaker | None:
+        """The breaker before the served policy; ``None`` where none is asked."""
+        return self._active.breaker
+
+    def calculate_position(
+        self,
+        signal: TacticalSignal,
+        cascade: CascadeIndicators,
+        current_price: float,
+        current_position_usd: float = 0.0,
+        entry_price: float | None = None,
+        recent_trades: Sequence[ClosedTrade | Mapping[str, Any] | float] | None = (),
+        *,
+        price_timestamp_ns: int | None = None,
+    ) -> PositionSizingDecision:
+        """Size one signal. Never raises, whatever it is given: what cannot be used gives size zero and the reason.
+
+        Parameters
+        ----------
+        current_price : dollars, above 0; ``price_timestamp_ns`` says of when (UTC), ``None`` means now
+        current_position_usd : what this strategy holds of this symbol, worth now, signed
+        entry_price : its average entry price; ``None`` or 0 for the first price at which the engine saw it
+        recent_trades : closed trades, oldest first; one that was handed over before teaches nothing again. A
+            mapping needs ``trade_return`` or ``pnl_usd`` and may say ``closed_at_ns`` and ``trade_id``; a plain
+            number is a return. Of a loss without dollars the largest position is assumed for the day's account,
+            of such a gain nothing
+        """
+        started = self._timer()
+        inputs = Inputs(
+            -1, signal, cascade, current_price, current_position_usd, entry_price, recent_trades, price_timestamp_ns
+        )
+        try:
+            inputs = inputs._replace(now_ns=self._clock())
+            active, name, draft = self._begin(inputs)
+            if isinstance(draft, Assessed):
+                answer = _unasked(active, draft) or active.sources.ask(draft.state, name)
+                decision = self._finish(active, name, draft, answer, inputs, started)
+            else:
+                decision = self._refused(active, name, draft, inputs, started)
+        # The one place where everything is caught: a fault of this program must not leave a caller without a
+        # size. It is not hidden: zero, counted, logged with its traceback, named in the reason.
+        except Exception as error:  # noqa: BLE001
+            decision = self._broken(inputs, error, started)
+        return self._told(decision, inputs)
+
+    async def acalculate_position(
+        self,
+        signal: TacticalSignal,
+        cascade: CascadeIndicators,
+        current_price: float,
+        current_position_usd: float = 0.0,
+        entry_price: float | None = None,
+        recent_trades: Sequence[ClosedTrade | Mapping[str, Any] | float] | None = (),
+        *,
+        price_timestamp_ns: int | None = None,
+    ) -> PositionSizingDecision:
+        """:meth:`calculate_position` for callers in an event loop, which runs on while the policy is asked."""
+        started = self._timer()
+        inputs = Inputs(
+            -1, signal, cascade, current_price, current_position_usd, entry_price, recent_trades, price_timestamp_ns
+        )
+        try:
+            inputs = inputs._replace(now_ns=self._clock())
+            active, name, draft = self._begin(inputs)
+            if isinstance(draft, Assessed):
+                answer = _unasked(active, draft) or await active.sources.aask(draft.state, name)
+                decision = self._finish(active, name, draft, answer, inputs, started)
+            else:
+                decision = self._refused(active, name, draft, inputs, started)
+        except Exception as error:  # noqa: BLE001  # as above
+            decision = self._broken(inputs, error, started)
+        return self._told(decision, inputs)
+
+    def record_residual(self, symbol: str, predicted: float | None, realised: float | None) -> bool:
+        """Teach the conformal scale of ``symbol`` one forecast of a one-day price return and what came of it.
+
+        False where either is no number, which is counted, or the symbol was never sized.
+        """
+        with self._lock:
+            memory = self._memory.symbols.get(symbol)
+            return memory is not None and memory.chain.record_residual(predicted, realised)
+
+    def figures(self, symbol: str) -> SymbolFigures | None:
+        """What is known of a symbol now; ``None`` where it was never sized."""
+        with self._lock:
+            memory = self._memory.symbols.get(symbol)
+            return None if memory is None else symbol_figures(memory)
+
+    def reset_daily_loss(self) -> None:
+        """Trade on after the daily loss stopped it: what was lost so far no longer counts."""
+        with self._lock:
+            self._memory.account.reset()
+        _log.warning("the daily loss was reset by hand")
+
+    def reload(self, config: Layer3Config) -> None:
+        """Size by another configuration from the next decision on, or raise and keep the present one.
+
+        What was learnt stays: closed trades count on top of the new prior, the latest residuals fill the new
+        window, regime, prices (unless bars have another length), positions and the day's account go on. The
+        breaker goes on too unless its settings or the endpoint changed. ``risk.kill_signal`` and ``state`` take
+        effect at the next start.
+
+        Raises
+        ------
+        As the constructor.
+        """
+        active = prepare(config, self._connect, self._rng, self._active)
+        with self._lock:
+            before, self._active = self._active, active
+            if (config.chain, config.market) != (before.config.chain, before.config.market):
+                self._memory = Memory.restored(config.chain, config.market.bar_seconds, self._memory.to_json())
+            self._aim_kill_switch()
+            self.counters["reloads"] += 1
+        if before.sources.client is not active.sources.client:
+            # A decision under way may still ask the old client; the one before it nobody knows any more.
+            retired, self._retired = self._retired, before.sources.client
+            if retired is not None:
+                retired.close()
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that was learnt, as plain data for the argument ``state``."""
+        with self._lock:
+            breaker = self._active.breaker
+            return {
+                "saved_at_ns": self._clock(),
+                "config_hash": self._active.digest,
+                "memory": self._memory.to_json(),
+                "kill_switch": self.kill_switch.engaged,
+                "breaker": None if breaker is None else breaker.snapshot(),
+            }
+
+    def save(self) -> None:
+        """Write the snapshot to ``config.state.path``; nothing where there is none. An OSError if the disk refuses."""
+        path = self.config.state.path
+        if path is not None:
+            write_state(Path(path), self.snapshot())
+
+    def close(self) -> None:
+        """Save the state and let go of threads and connections; decisions after it fall back."""
+        if self._saver is not None:
+            self._saver.stop()
+        self.save()
+        for client in (self._active.sources.client, self._retired):
+            if client is not None:
+                client.close()
+
+    def __enter__(self) -> Layer3Phase1:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _begin(self, inputs: Inputs) -> tuple[Active, str, Draft]:
+        """The first step: what sizes now, the decision's id, and the draft."""
+        killed = self.kill_switch.why()
+        with self._lock:
+            active = self._active
+            return active, self._next_id(), begin(self._memory, inputs, active.config, killed)
+
+    def _finish(
+        self, active: Active, name: str, draft: Assessed, answer: Answer, inputs: Inputs, started: float
+    ) -> PositionSizingDecision:
+        """The third step."""
+        config, signal = active.config, draft.checked.signal
+        with self._lock:
+            # Here once more: what was turned on while the policy was asked must stop this decision too.
+            engaged, stop = self.kill_switch.engaged, draft.stop
+            if engaged is not None:
+                stop = (risk.KILL_SWITCH, f"the kill switch is on: {engaged}")
+            memory, book, worth = self._memory, book_name(signal), config.portfolio_value
+            limits = Limits(
+                memory.gross_of_others(book) / worth,
+                config.risk.max_leverage,
+                memory.account.result / worth,
+                config.risk.max_daily_loss,
+                stop,
+            )
+            decision = decide(
+                signal,
+                draft.assessment,
+                multiplier=answer.multiplier,
+                multiplier_source=answer.source,
+                portfolio_value=worth,
+                max_exposure=config.chain.max_exposure,
+                limit=limits.apply,
+                refusal=None if stop is None else stop[0],
+                passed_over=answer.passed_over,
+                multiplier_confidence=answer.confidence,
+                model_version=answer.model_version,
+                state=draft.state,
+                **self._stamp(active, name, inputs, started),
+            )
+            memory.books[book] = memory.books[book]._replace(target=decision.position_size_usd)
+        return decision
+
+    def _refused(
+        self, active: Active, name: str, refusal: Refusal, inputs: Inputs, started: float
+    ) -> PositionSizingDecision:
+        stamp = self._stamp(active, name, inputs, started)
+        return refused(inputs, *refusal, active.config.portfolio_value, **stamp)
+
+    def _broken(self, inputs: Inputs, error: Exception, started: float) -> PositionSizingDecision:
+        """Size zero for a decision that ended in a fault of this program."""
+        with self._lock:
+            active, name = self._active, self._next_id()
+        why = f"internal error: {type(error).__name__}: {str(error)[:200]}"
+        _log.error("a decision failed: size zero", exc_info=error, extra={"decision_id": name})
+        return self._refused(active, name, (risk.INTERNAL_ERROR, why), inputs, started)
+
+    def _stamp(self, active: Active, name: str, inputs: Inputs, started: float) -> dict[str, Any]:
+        took = (self._timer() - started) * 1e3
+        return {"decision_id": name, "timestamp_ns": inputs.now_ns, "config_hash": active.digest, "latency_ms": took}
+
+    def _told(self, decision: PositionSizingDecision, inputs: Inputs) -> PositionSizingDecision:
+        """Count, log and show the decision."""
+        with self._lock:
+            self.counters["decisions"] += 1
+            if decision.refusal is not None:
+                self.counters[f"refused.{decision.refusal}"] += 1
+        if decision.refusal is not None:
+            details = {"decision_id": decision.decision_id, "symbol": decision.symbol, "refusal": decision.refusal}
+            _log.warning(decision.reason, extra=details)
+        for observer in self.observers:
+            try:
+                observer(decision, inputs)
+            # Whoever looks on must not keep a size from its caller: counted and logged, the decision stands.
+            except Exception:  # noqa: BLE001
+                with self._lock:
+                    self.counters["observer_errors"] += 1
+                _log.exception("an observer failed", extra={"decision_id": decision.decision_id})
+        return decision
+
+    def _next_id(self) -> str:
+        self._sequence += 1
+        return f"{self._instance}-{self._sequence:08x}"
+
+    def _aim_kill_switch(self) -> None:
+        file = self._active.config.risk.kill_file
+        self.kill_switch.file = None if file is None else Path(file)
+
+    def _read(self, config: Layer3Config) -> dict[str, Any] | None:
+        try:
+            return read_state(Path(str(config.state.path)))
+        except DataError as error:
+            if not config.state.start_fresh_if_unreadable:
+                raise
+            _log.error("the engine begins without what was learnt", extra={"error": str(error)})
+            return None
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        config = self._active.config
+        try:
+            memory = Memory.restored(config.chain, config.market.bar_seconds, state["memory"])
+            engaged, breaker = state["kill_switch"], state["breaker"]
+            elapsed = max(0.0, (self._clock() - int(state["saved_at_ns"])) / 1e9)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"the state of the engine is not one that it wrote ({error!r}): restore a copy") from error
+        if breaker is not None and self._active.breaker is not None:
+            self._active.breaker.restore(breaker, elapsed=elapsed)
+        self._memory = memory
+        if engaged is not None:
+            self.kill_switch.engage(str(engaged))
+
+
+def _unasked(active: Active, draft: Assessed) -> Answer | None:
+    """The answer where asking could not change the size; ``None`` where the policy is to be asked."""
+    if draft.stop is None:
+        return None
+    return active.sources.nobody(f"nobody was asked: {draft.stop[0]} makes the size zero")
