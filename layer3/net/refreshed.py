@@ -105,10 +105,14 @@ class Refreshed(Generic[T]):
         try:
             value, expiry = self._fetch()
             if not expiry > time.time():
-                raise ValueError(f"what was fetched expired at {expiry!r} (Unix seconds)")
+                raise SourceError(f"what was fetched expired at {expiry!r} (Unix seconds)")
+        except SourceError as error:
+            self._failure = str(error)
+            logger.warning("%s: %s", self._what, error)
+            return False
         except Exception as error:  # the thread's outermost frame around a stranger's code
-            logger.exception("cannot fetch %s", self._what)
             self._failure = f"{type(error).__name__}: {error}"
+            logger.exception("cannot fetch %s", self._what)
             return False
         self._value = (value, expiry)
         self._failure = ""
