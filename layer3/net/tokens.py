@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any, Final, TypeAlias
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from layer3.errors import ConfigurationError, SourceError
+from layer3.errors import SourceError
 from layer3.net.address import Place, lookup
 from layer3.net.transport import Budget, Pool, run
 from layer3.net.wire import brief, request_bytes
@@ -41,22 +41,22 @@ def checked_token(source: TokenSource) -> tuple[str, float]:
     return token, float(expiry)
 
 
-def metadata_tokens(audience: str) -> TokenSource:
-    """Tokens of the service account that this machine runs as, from Google Cloud's metadata server.
+def metadata_tokens(url: str) -> TokenSource:
+    """Tokens for the service at ``url``, of the service account that this machine runs as on Google Cloud.
 
-    ``audience`` is the URL of the service without path. ``GCE_METADATA_HOST`` names another metadata
-    server (host or host:port), as for Google's own clients. Elsewhere than on Google Cloud there is
-    none: pass a callable of your own as ``token_source``, for example one around
+    They come from its metadata server (``GCE_METADATA_HOST`` names another, as for Google's own
+    clients) and hold for scheme and host of ``url``, whatever its path. Elsewhere there is none: pass
+    a callable of your own as ``token_source``, for example one around
     ``google.oauth2.service_account.IDTokenCredentials``.
 
     https://cloud.google.com/run/docs/authenticating/service-to-service
 
     Raises
     ------
-    ConfigurationError : ``audience`` is no URL
+    ConfigurationError : ``url`` is none
     """
-    if urlsplit(audience).scheme not in ("http", "https"):
-        raise ConfigurationError(f"audience is {audience!r}, expected the service's URL, as https://name.run.app")
+    service = Place.parse(url)
+    audience = f"{service.scheme}://{service.authority}"
     place = Place.parse(f"http://{os.environ.get('GCE_METADATA_HOST') or _HOST}")
     target = f"{_PATH}?audience={quote(audience, safe='')}&format=full"
     request = request_bytes("GET", target, {"Host": place.authority, "Metadata-Flavor": _FLAVOR})

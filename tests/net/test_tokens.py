@@ -88,7 +88,7 @@ def metadata(service: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
 
 
 def test_a_token_of_the_metadata_server(metadata: Service) -> None:
-    token, expiry = metadata_tokens("https://himari-abc.a.run.app")()
+    token, expiry = metadata_tokens("https://himari-abc.a.run.app/predict")()
     assert token == metadata.token
     assert expiry == pytest.approx(time.time() + 3_600, abs=5)
     ((target, headers),) = metadata.seen
@@ -113,8 +113,8 @@ def test_a_token_that_expired_and_a_server_that_is_another(metadata: Service) ->
         metadata_tokens("https://h")()
 
 
-def test_an_audience_is_a_url() -> None:
-    with pytest.raises(ConfigurationError, match="audience is 'himari'"):
+def test_a_service_has_a_url() -> None:
+    with pytest.raises(ConfigurationError, match="endpoint 'himari' must look like"):
         metadata_tokens("himari")
 
 
