@@ -33,6 +33,13 @@ PORT = 8080
 SIGNAL =
 SIZING =
 ENDPOINT = http://127.0.0.1:$(PORT)
+# Of layer 3 in production: its settings, signals in and decisions out (-, a file, redis://…?stream=NAME), decision log.
+LAYER3 = config/layer3.yaml
+INPUT = config/example_signals.jsonl
+OUTPUT = build/layer3/decisions.jsonl
+LOG = build/layer3/log.jsonl
+# signal: the clock is that of the signals, as the recorded example needs it; live signals go by the machine's.
+CLOCK = $(if $(filter config/example_signals.jsonl,$(INPUT)),signal,machine)
 TRIALS = 20
 JOBS = 2
 ASSETS = BTC,ETH,SOL
@@ -40,9 +47,9 @@ ASSETS = BTC,ETH,SOL
 SEEDS =
 # Through the environment, so that no quote or space in a value can change a command.
 export DATA SYMBOL SEED STEPS MEMBERS FOLDS FOLD_SEEDS FOLD_KIND THRESHOLD GATE OVERRIDE_NAME OVERRIDE_REASON RUN
-export STORE HOST PORT SIGNAL SIZING ENDPOINT TRIALS JOBS ASSETS SEEDS
+export STORE HOST PORT SIGNAL SIZING ENDPOINT TRIALS JOBS ASSETS SEEDS LAYER3 INPUT OUTPUT LOG CLOCK
 
-.PHONY: help install compile run-local explain tune assets serve size rollback release-status test lint format types imports check bench bench-training bench-evaluation calibrate lock clean
+.PHONY: help install compile run-local explain tune assets serve size run-layer3 replay rollback release-status test lint format types imports check bench bench-training bench-evaluation calibrate lock clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +90,12 @@ serve: $(READY) ## serve the champion on http://127.0.0.1:8080
 
 size: $(READY) ## size one signal (SIGNAL=FILE.json, or the built-in example)
 	@$(BIN)/python -m layer3.size --endpoint="$$ENDPOINT" --store="$$STORE" $(if $(SIGNAL),--input="$$SIGNAL") $(if $(SIZING),--config="$$SIZING")
+
+run-layer3: $(READY) ## size a stream of signals (INPUT=, OUTPUT=, LOG=, LAYER3=FILE.yaml; the example)
+	@$(BIN)/python -m layer3.live.runner --config="$$LAYER3" --input="$$INPUT" --output="$$OUTPUT" --log="$$LOG" --clock="$$CLOCK"
+
+replay: $(READY) ## make every decision of a log again and show differences (LOG=FILE)
+	@$(BIN)/python -m layer3.live.replay --log="$$LOG"
 
 rollback: $(READY) ## put the champion before this one back into service
 	@$(BIN)/python -m serving.release rollback --store="$$STORE"

@@ -5,14 +5,14 @@ line is then with the operating system in one write and survives ``kill -9``. Wh
 is up to the policy:
 
 ========== ======================================================================================
-``always``   every acknowledged record: ``fdatasync`` before the return, shared by threads that wait
+``each``     every acknowledged record: ``fdatasync`` before the return, shared by threads that wait
 ``interval`` all but the last ``interval_s`` seconds: a thread syncs at that pace, also when idle
-``never``    what the operating system has written by itself, usually all but the last half minute
+``none``     what the operating system has written by itself, usually all but the last half minute
 ========== ======================================================================================
 
 A head (:data:`HEAD`) holds the configuration, its hash and the engine's state at that moment. Every file
 begins with one, so that each can be replayed alone, and one follows wherever a process took the file up
-again or the configuration changed. ``decisions.jsonl`` is the file written now; :meth:`DecisionLog.roll`
+again. ``decisions.jsonl`` is the file written now; :meth:`DecisionLog.roll`
 moves it to ``decisions.000001.jsonl`` and onwards by size and by UTC day.
 """
 
@@ -34,9 +34,9 @@ from layer3.live.log_file import HEAD, SCHEMA, encode, keep_aside, next_name, su
 
 __all__ = ["DecisionLog", "Fsync"]
 
-Fsync = Literal["always", "interval", "never"]
+Fsync = Literal["each", "interval", "none"]
 
-_POLICIES: Final = ("always", "interval", "never")
+_POLICIES: Final = ("each", "interval", "none")
 _log = logging.getLogger(__name__)
 
 
@@ -55,7 +55,7 @@ class DecisionLog:
         path: Path,
         head: Callable[[], Mapping[str, Any]],
         *,
-        fsync: Fsync = "always",
+        fsync: Fsync = "each",
         interval_s: float = 1.0,
         max_bytes: int = 64 * 2**20,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -104,12 +104,8 @@ class DecisionLog:
             self._write(line)
             self.records += 1
             mine = self.records
-        if self._fsync == "always":
+        if self._fsync == "each":
             self._sync(mine)
-
-    def append_head(self) -> None:
-        """Write a head, after the configuration changed. Errors as :meth:`append`."""
-        self.append(self._head_record())
 
     def roll(self) -> bool:
         """Begin a new file if the present one is too large or of an earlier UTC day; whether it did.

@@ -241,11 +241,11 @@ def test_after_a_failed_sync_nothing_more_is_acknowledged(tmp_path: Path, monkey
 
 
 def test_when_the_disk_is_waited_for(tmp_path: Path) -> None:
-    with open_log(tmp_path / "always.jsonl") as log:
+    with open_log(tmp_path / "each.jsonl") as log:
         for _ in range(5):
             log.append({})
         assert log.syncs == 5
-    with open_log(tmp_path / "never.jsonl", fsync="never") as log:
+    with open_log(tmp_path / "none.jsonl", fsync="none") as log:
         for _ in range(5):
             log.append({})
         assert log.syncs == 0
@@ -282,7 +282,7 @@ def test_threads_share_the_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest
     assert sorted(record["number"] for record in read(path) if "number" in record) == list(range(160))
 
 
-@pytest.mark.parametrize(("fsync", "threads"), [("always", 1), ("always", 4), ("interval", 2), ("never", 4)])
+@pytest.mark.parametrize(("fsync", "threads"), [("each", 1), ("each", 4), ("interval", 2), ("none", 4)])
 def test_kill_9_loses_no_acknowledged_record(tmp_path: Path, fsync: str, threads: int) -> None:
     """Many rounds on one log, which rolls as it grows; the numbers that the pipe has are the ones acknowledged."""
     path, rng = tmp_path / "d.jsonl", random.Random(7)

@@ -1,0 +1,79 @@
+"""What the engine was told and what it answered, into the decision log: enough to make every decision again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from layer3.errors import DataError
+from layer3.live.configuration import Layer3Config
+from layer3.live.decision_log import DecisionLog
+from layer3.live.inputs import Inputs, plain_json
+from layer3.live.log_file import DECISION
+from layer3.live.phase1 import Layer3Phase1
+from layer3.types import PositionSizingDecision
+
+__all__ = ["CONFIGURATION", "REJECTED", "RESET", "RESIDUAL", "Recorder", "head"]
+
+#: Kinds of records beside heads and decisions: what changes the decisions after it, and a message that was none.
+CONFIGURATION: Final = "configuration"
+RESIDUAL: Final = "residual"
+RESET: Final = "daily_loss_reset"
+REJECTED: Final = "rejected"
+
+
+def head(engine: Layer3Phase1) -> dict[str, Any]:
+    """What a head of the log holds: configuration, its hash, and what the engine knows now."""
+    return {**_settings(engine.config), "state": engine.snapshot()}
+
+
+def _settings(config: Layer3Config) -> dict[str, Any]:
+    return {"configuration": config.as_json(), "config_hash": config.digest()}
+
+
+class Recorder:
+    """Writes what happens to ``engine`` into ``log``. Append :meth:`observe` to the engine's observers.
+
+    A changed configuration is written before the first decision under it. What goes past the engine's
+    decisions (a residual, a reset of the daily loss) has to be said through the recorder, else a replay cannot
+    know of it. ``origin`` (plain data) goes into each record; ``failure`` is the error of the last decision
+    that could not be written, which the engine only counts.
+
+    Errors of every method: as :meth:`layer3.live.decision_log.DecisionLog.append`.
+    """
+
+    def __init__(self, log: DecisionLog, engine: Layer3Phase1) -> None:
+        self.log = log
+        self.origin: Mapping[str, Any] = {}
+        self.failure: Exception | None = None
+        self._engine = engine
+        self._hash = engine.config_hash
+
+    def observe(self, decision: PositionSizingDecision, inputs: Inputs) -> None:
+        """Write one decision with its inputs."""
+        try:
+            if decision.config_hash != self._hash:
+                self._hash = decision.config_hash
+                self._append(CONFIGURATION, _settings(self._engine.config))
+            self._append(DECISION, {"inputs": plain_json(inputs), "decision": decision.to_json()})
+        except (OSError, DataError) as error:
+            self.failure = error
+            raise
+
+    def reject(self, field: str, problem: str) -> None:
+        """Write that a message was no signal."""
+        self._append(REJECTED, {"field": field, "problem": problem})
+
+    def record_residual(self, symbol: str, predicted: float | None, realised: float | None) -> bool:
+        """:meth:`layer3.engine.Layer3Phase1.record_residual`, recorded."""
+        learnt = self._engine.record_residual(symbol, predicted, realised)
+        self._append(RESIDUAL, {"symbol": symbol, "predicted": predicted, "realised": realised})
+        return learnt
+
+    def reset_daily_loss(self) -> None:
+        """:meth:`layer3.engine.Layer3Phase1.reset_daily_loss`, recorded."""
+        self._engine.reset_daily_loss()
+        self._append(RESET, {})
+
+    def _append(self, kind: str, content: Mapping[str, Any]) -> None:
+        self.log.append({"kind": kind, "origin": self.origin, **content})

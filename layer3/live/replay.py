@@ -1,0 +1,256 @@
+"""Make every decision of a log again and show what differs: ``python -m layer3.live.replay --log FILE``.
+
+An engine is set up as the log's head says (configuration and what was learnt), its clock is what the clock was,
+and it is given what was given then. The multiplier and who gave it are taken from the log, or with ``--policy``
+asked again of a policy on this machine. Each field of each decision is compared, but for how long it took and
+its id; numbers must be the same to the last bit. Exit status 0: nothing differs; 1: something does; 2: the log
+cannot be replayed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layer3.agent.policy import Policy
+from layer3.errors import ConfigurationError, DataError, HimariError
+from layer3.live import logs, risk
+from layer3.live.configuration import Layer3Config, load_config
+from layer3.live.log_file import DECISION, HEAD, read_all
+from layer3.live.messages import arguments
+from layer3.live.phase1 import Layer3Phase1
+from layer3.live.recorder import CONFIGURATION, REJECTED, RESET, RESIDUAL
+from layer3.live.sources import Answer, load_local
+from layer3.types import LOCAL_MODEL
+
+__all__ = ["Difference", "Outcome", "main", "replay"]
+
+#: Not compared: how long it took, and what is counted anew in each process.
+_SKIPPED: Final = ("latency_ms", "decision_id")
+_KILLED: Final = "not sized: the kill switch is on: "
+_MISSING: Final = "(no such field)"
+
+
+class Difference(NamedTuple):
+    """One field of a decision, dotted, as it was recorded and as it came out now."""
+
+    decision_id: str
+    field: str
+    recorded: Any
+    now: Any
+
+
+class Outcome(NamedTuple):
+    """How many decisions were made again, how many had been made by a fault or without a clock, and what differs."""
+
+    decisions: int
+    differences: list[Difference]
+
+
+class _Recorded:
+    """Stands where the engine keeps its sources: answers what was recorded."""
+
+    client = None
+
+    def __init__(self, policy: Policy | None) -> None:
+        self.policy = policy
+        self.answer = Answer(1.0, "")
+
+    def ask(self, state: NDArray[np.float32], request_id: str) -> Answer:
+        if self.policy is None:
+            return self.answer
+        multiplier, confidence = self.policy.act(state)
+        return Answer(float(multiplier), LOCAL_MODEL, float(confidence), self.policy.model_id)
+
+    def nobody(self, why: str) -> Answer:
+        return self.answer
+
+
+class _Clock:
+    now_ns = 0
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+def replay(
+    records: Iterable[Mapping[str, Any]],
+    *,
+    config: Layer3Config | None = None,
+    policy: Policy | None = None,
+    say: Callable[[Difference], None] = lambda difference: None,
+) -> Outcome:
+    """Make the decisions of ``records`` (a log, oldest first) again.
+
+    ``config`` replaces the recorded one, ``policy`` the recorded multipliers; ``say`` is told of each difference
+    as it is found.
+
+    Raises
+    ------
+    DataError : a record is not one that the engine wrote, or the first is no head
+    """
+    replayed, clock, sources = None, _Clock(), _Recorded(policy)
+    decisions, found = 0, []
+    for record in _in_order(records):
+        try:
+            kind = record["kind"]
+            if kind == HEAD:
+                clock.now_ns = int(record["state"]["saved_at_ns"])
+                replayed = _engine(config or _config(record), record["state"], clock, sources)
+            elif replayed is None:
+                raise DataError("the log does not begin with a head: name its first file, or the whole log")
+            elif kind == CONFIGURATION:
+                if config is None:
+                    _reload(replayed, _config(record), sources)
+            elif kind == RESIDUAL:
+                replayed.record_residual(record["symbol"], record["predicted"], record["realised"])
+            elif kind == RESET:
+                replayed.reset_daily_loss()
+            elif kind == DECISION:
+                decisions += 1
+                for difference in _again(replayed, record, clock, sources):
+                    found.append(difference)
+                    say(difference)
+            elif kind != REJECTED:
+                raise DataError(f"a record of the unknown kind {kind!r}")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"a record is not one that the engine wrote ({error!r}): {str(record)[:200]}") from error
+    return Outcome(decisions, found)
+
+
+def _in_order(records: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Between two heads by the engine's own count: threads may have written in another order."""
+    segment: list[tuple[int, Mapping[str, Any]]] = []
+    count = 0
+    for record in records:
+        if record.get("kind") == HEAD:
+            yield from (entry for _, entry in sorted(segment, key=lambda entry: entry[0]))
+            segment, count = [], 0
+            yield record
+            continue
+        if record.get("kind") == DECISION:
+            number = int(record["decision"]["decision_id"].rpartition("-")[2], 16)
+            segment.append((number, record))
+            count = max(count, number)
+        else:
+            segment.append((count, record))
+    yield from (entry for _, entry in sorted(segment, key=lambda entry: entry[0]))
+
+
+def _engine(config: Layer3Config, state: Mapping[str, Any], clock: _Clock, sources: _Recorded) -> Layer3Phase1:
+    engine = Layer3Phase1(_harmless(config), clock=clock, state={**state, "breaker": None, "kill_switch": None})
+    engine._active = engine._active._replace(sources=sources)  # type: ignore[arg-type]
+    return engine
+
+
+def _reload(engine: Layer3Phase1, config: Layer3Config, sources: _Recorded) -> None:
+    engine.reload(_harmless(config))
+    engine._active = engine._active._replace(sources=sources)  # type: ignore[arg-type]
+
+
+def _harmless(config: Layer3Config) -> Layer3Config:
+    """``config`` without all that reaches beyond the numbers: servers, policies, files, signals."""
+    changes: Mapping[str, Mapping[str, Any]] = {
+        "policy": {"enabled": False},
+        "state": {"path": None},
+        "risk": {"kill_file": None, "kill_signal": False},
+    }
+    sections = {name: getattr(config, name).model_copy(update=update) for name, update in changes.items()}
+    return config.model_copy(update=sections)
+
+
+def _config(record: Mapping[str, Any]) -> Layer3Config:
+    config = Layer3Config(**record["configuration"])
+    if config.digest() != record["config_hash"]:
+        raise DataError("the recorded configuration has not the recorded hash: it was written by another program")
+    return config
+
+
+def _again(engine: Layer3Phase1, record: Mapping[str, Any], clock: _Clock, sources: _Recorded) -> Iterator[Difference]:
+    """What differs between a recorded decision and the same one made now."""
+    then = record["decision"]
+    given = dict(record["inputs"])
+    clock.now_ns = given.pop("now_ns")
+    sources.answer = Answer(
+        then["multiplier"],
+        then["multiplier_source"],
+        then["multiplier_confidence"],
+        then["model_version"],
+        tuple(then["passed_over"]),
+    )
+    if then["refusal"] == risk.KILL_SWITCH:
+        engine.kill_switch.engage(then["reason"].removeprefix(_KILLED))
+    now = engine.calculate_position(**arguments(given)).to_json()
+    engine.kill_switch.release()
+    now["config_hash"] = then["config_hash"]  # of the configuration as it was; the engine's reaches for nothing
+    for field, recorded, value in _compare("", then, now):
+        if field not in _SKIPPED:
+            yield Difference(then["decision_id"], field, recorded, value)
+
+
+def _compare(where: str, recorded: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(recorded, Mapping) and isinstance(now, Mapping):
+        for key in {**recorded, **now}:
+            yield from _compare(f"{where}.{key}" if where else key, recorded.get(key, _MISSING), now.get(key, _MISSING))
+    elif isinstance(recorded, list) and isinstance(now, list):
+        for i, (before, after) in enumerate(itertools.zip_longest(recorded, now, fillvalue=_MISSING)):
+            yield from _compare(f"{where}[{i}]", before, after)
+    elif recorded != now:
+        yield where, recorded, now
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m layer3.live.replay",
+        description="Make every decision of a log again from what was recorded, and show what differs.",
+        epilog="Exit status 0: nothing differs; 1: something does; 2: the log cannot be replayed.",
+    )
+    parser.add_argument("--log", type=Path, required=True, metavar="FILE", help="a decision log, with its rolled files")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="decide by this configuration, not the recorded one"
+    )
+    parser.add_argument("--policy", metavar="DIR", help="ask this policy (a model's folder or a store) for multipliers")
+    parser.add_argument("--show", type=int, default=20, metavar="N", help="differences to show (default: 20)")
+    return parser
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit status."""
+    options = _parser().parse_args(given)
+    shown = 0
+    logs.configure(sys.stderr, "ERROR")  # what was refused then is refused again, and said so then
+
+    def say(difference: Difference) -> None:
+        nonlocal shown
+        shown += 1
+        if shown <= options.show:
+            print(f"{difference.decision_id}  {difference.field}")
+            print(f"    recorded  {difference.recorded!r}")
+            print(f"    now       {difference.now!r}")
+
+    try:
+        config = None if options.config is None else load_config(options.config)
+        policy = None if options.policy is None else load_local(options.policy)
+        outcome = replay(read_all(options.log), config=config, policy=policy, say=say)
+        if not outcome.decisions:
+            raise ConfigurationError(f"{options.log} holds no decision")
+    except HimariError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    found = outcome.differences
+    if shown > options.show:
+        print(f"... and {shown - options.show:,} more")
+    differing = len({difference.decision_id for difference in found})
+    print(f"{outcome.decisions:,} decisions made again, {differing:,} differ ({len(found):,} fields)")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
