@@ -33,6 +33,8 @@ State = Literal["closed", "half_open", "open"]
 Listener = Callable[[State, State, str], None]
 _STATES: Final = ("closed", "half_open", "open")
 _VERSION: Final = 1
+#: Beyond any duration, in seconds, and still a number to add to.
+_FOREVER: Final = 1e12
 logger = logging.getLogger(__name__)
 
 
@@ -327,6 +329,8 @@ class CircuitBreaker:
 
 
 def _checked(snapshot: Mapping[str, Any]) -> tuple[State, dict[str, float], list[tuple[float, bool]]]:
+    if not isinstance(snapshot, Mapping):
+        raise DataError(f"breaker snapshot: got {type(snapshot).__name__}, expected an object")
     if snapshot.get("version") != _VERSION:
         raise DataError(f"breaker snapshot: version is {snapshot.get('version')!r}, expected {_VERSION}")
     state = snapshot.get("state")
@@ -335,7 +339,7 @@ def _checked(snapshot: Mapping[str, Any]) -> tuple[State, dict[str, float], list
     numbers: dict[str, float] = {}
     for name in ("in_a_row", "wait", "next_wait", "retry_in"):
         value = snapshot.get(name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0.0 <= value < math.inf:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0.0 <= value < _FOREVER:
             raise DataError(f"breaker snapshot: {name} is {value!r}, expected a finite number, at least 0")
         numbers[name] = value
     calls = snapshot.get("calls")
@@ -352,6 +356,6 @@ def _is_call(value: object) -> bool:
         isinstance(value, list | tuple)
         and len(value) == 2
         and isinstance(value[0], int | float)
-        and math.isfinite(value[0])
+        and -_FOREVER < value[0] < _FOREVER
         and isinstance(value[1], bool)
     )

@@ -354,6 +354,9 @@ def test_a_probe_under_way_is_lost_with_its_process() -> None:
         {"calls": None},
         {"calls": [[1.0]]},
         {"calls": [["1", True]]},
+        {"calls": [[10**400, True]]},
+        {"calls": [[float("nan"), True]]},
+        {"wait": 10**400},
         {"calls": [[1.0, 1]]},
         {"rng": {"bit_generator": "MT19937"}},
         {"rng": 7},
@@ -366,6 +369,11 @@ def test_snapshots_that_are_none_change_nothing(change: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=f"breaker snapshot: {next(iter(change))}"):
         breaker.restore(before | {"state": "open"} | change)
     assert breaker.snapshot() == before
+
+
+def test_a_snapshot_is_an_object() -> None:
+    with pytest.raises(DataError, match="got list, expected an object"):
+        CircuitBreaker(BreakerConfig()).restore([])  # type: ignore[arg-type]
 
 
 # Against a plain model

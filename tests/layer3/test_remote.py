@@ -360,6 +360,37 @@ def test_an_open_breaker_says_so_at_once_and_nothing_is_sent() -> None:
     assert breaker.figures().failures == 5
 
 
+def test_of_64_callers_at_the_half_open_moment_one_reaches_the_server() -> None:
+    now = [0.0]
+    breaker = CircuitBreaker(BreakerConfig(failures=1, longest_wait=30.0), clock=lambda: now[0])
+    reached: list[str] = []
+    start = threading.Barrier(64)
+
+    def reply(handler: BaseHTTPRequestHandler, request: dict[str, Any]) -> None:
+        reached.append(request["headers"]["X-Request-Id"])
+        time.sleep(0.05)
+        answer(b"oops", 500)(handler, request)
+
+    def work(client: PolicyClient) -> None:
+        start.wait()
+        with pytest.raises(SourceError):
+            client.ask(STATE)
+
+    with serving(reply) as url, PolicyClient(url, timeout_s=5, breaker=breaker) as client:
+        for round_ in range(5):
+            workers = [threading.Thread(target=work, args=(client,)) for _ in range(64)]
+            if round_ == 0:
+                with pytest.raises(SourceError, match="HTTP 500"):
+                    client.ask(STATE)
+            now[0] += 30.0
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.join()
+            assert len(reached) == round_ + 2
+    assert breaker.figures().refused == 5 * 63
+
+
 def test_a_refused_request_is_the_callers_and_says_nothing_about_the_server() -> None:
     breaker = CircuitBreaker(BreakerConfig(), clock=lambda: 0.0)
     with serving(answer(b"state[3] is 7", 422)) as url, PolicyClient(url, timeout_s=5, breaker=breaker) as client:
