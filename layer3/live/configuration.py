@@ -17,7 +17,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -26,6 +25,7 @@ from layer3 import settings
 from layer3.breaker import BreakerConfig
 from layer3.errors import ConfigurationError
 from layer3.live import guide
+from layer3.net.address import Place
 from layer3.sizing.config import ChainConfig
 
 __all__ = [
@@ -102,9 +102,7 @@ class PolicySettings(_Section):
         endpoint = values.get("endpoint") if isinstance(values, Mapping) else None
         if not isinstance(endpoint, str):
             return values
-        parts = urlsplit(endpoint)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"endpoint is {endpoint!r}; it must look like http://host:port or https://host")
+        Place.parse(endpoint)
         return {**values, "endpoint": endpoint.rstrip("/").removesuffix("/predict")}
 
 
