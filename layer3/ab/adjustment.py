@@ -64,7 +64,7 @@ def moments(values: Floats, policy: NDArray[np.bool_], stratum: NDArray[np.int64
     cell = stratum * 2 + policy
     count = np.bincount(cell, minlength=2 * strata).astype(np.float64)
     total = np.stack([np.bincount(cell, column, 2 * strata) for column in values.T], axis=-1)
-    products = (values[:, :, None] * values[:, None, :]).reshape(len(values), -1)
+    products = (values[:, :, None] * values[:, None, :]).reshape(len(values), columns * columns)
     product = np.stack([np.bincount(cell, column, 2 * strata) for column in products.T], axis=-1)
     return Moments(
         count.reshape(strata, 2),

@@ -27,7 +27,6 @@ from layer3.ab.statistics import Comparison, mean_test, sample_ratio_p, welch, w
 from layer3.ab.store import Store
 from layer3.backtest.bootstrap import drawdown_interval, sharpe_difference_interval, sharpe_interval
 from layer3.backtest.record import Interval
-from layer3.backtest.significance import NO_SPREAD
 
 __all__ = ["FALLBACK", "Analysis", "ArmResult", "Look", "analyse"]
 
@@ -140,7 +139,7 @@ def analyse(store: Store, name: str) -> Analysis:
         least_units=design.least_units,
         ratio_p=ratio_p,
         known_ratio_p=known_ratio_p,
-        identical=bool(len(units.policy)) and bool(np.max(np.abs(units.at_policy - units.at_kelly)) <= NO_SPREAD),
+        identical=seen.identical,
         estimate=looks[-1].difference * per if per else None,
         low=looks[-1].low * per if per else None,
         high=looks[-1].high * per if per else None,

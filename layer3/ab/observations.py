@@ -32,7 +32,8 @@ class Observations:
     portfolio's value. Times are UTC nanoseconds.
 
     Per unit (m,): ``policy`` whether it got the policy, ``share`` under which it was assigned. ``left_out``
-    counts decisions by why; ``mismatched`` those whose P&L is not size times return.
+    counts decisions by why; ``mismatched`` those whose P&L is not size times return; ``identical`` says that both
+    sizes were the same in all.
     """
 
     unit: Ints
@@ -51,6 +52,7 @@ class Observations:
     decisions: Mapping[Arm, int]
     left_out: Mapping[str, int]
     mismatched: int
+    identical: bool
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def observe(rows: Sequence[Row], fallback: str) -> Observations:
         decisions=Counter(row.decision.arm for row in assigned),
         left_out={why: count for why, count in left_out.items() if count},
         mismatched=int(np.count_nonzero(np.abs(pnl - size * returns) > _TOLERANCE * size + 0.01)),
+        identical=bool(known) and bool((kelly == policy).all()),
     )
 
 
