@@ -52,7 +52,7 @@ export STORE HOST PORT SIGNAL SIZING ENDPOINT TRIALS JOBS ASSETS SEEDS LAYER3 IN
 .PHONY: help install compile run-local explain tune assets serve size run-layer3 replay rollback release-status test lint format types imports check bench bench-training bench-evaluation calibrate lock clean
 
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '\n  run-local takes DATA=FILE|gs://…|exchange:SYMBOL with SYMBOL=…, or MARKET=default|no-edge|edge=0.5,seed=3,\n'
 	@printf '  and SEED=, STEPS=, MEMBERS=, FOLDS=, FOLD_SEEDS=, FOLD_KIND=, STORE=; THRESHOLD= or GATE=FILE.yaml, and OVERRIDE_NAME= with\n'
 	@printf '  OVERRIDE_REASON= to release what the gate refuses. size takes SIGNAL=FILE.json. Both take SIZING=FILE.yaml. serve takes PORT= and HOST=.\n'
