@@ -129,8 +129,9 @@ bench-evaluation: $(READY) ## a whole evaluation, and bars per second beside oth
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[peers]'
 	@$(BIN)/python -m bench.evaluation
 
+calibrate: DATA =
 calibrate: $(READY) ## how often the gate errs, on markets of known truth, about an hour (goes on when run again)
-	@$(BIN)/python -m bench.gate_calibration
+	@$(BIN)/python -m bench.gate_calibration $(if $(DATA),--data="$$DATA" --symbol="$$SYMBOL")
 
 bench-training: $(READY) ## training beside its peers and its bound, about a quarter of an hour
 	@$(BIN)/python -m bench.training
