@@ -127,7 +127,7 @@ class MarketSettings(_Section):
     """What the engine remembers of each symbol."""
 
     #: Length of the bars that the policy was trained on: of the price buffer and of the regime's confirmations.
-    bar_seconds: Whole = Field(default=3_600, ge=1, le=86_400)
+    bar_seconds: Whole = Field(default=3_600, ge=60, le=86_400)
     max_symbols: Whole = Field(default=256, ge=1, le=100_000)
     #: Closed trades remembered for each symbol, so that none counts twice; also the most in one call.
     seen_trades: Whole = Field(default=10_000, ge=10, le=1_000_000)

@@ -13,6 +13,8 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+
 from layer3 import contract
 from layer3.market.features import bars_of
 
@@ -39,6 +41,8 @@ class PriceBuffer:
         self._window = max(2, bars_of(contract.VOLATILITY_WINDOW, bar_seconds))
         self._bars: list[int] = []
         self._prices: list[float] = []
+        # Of each bar but the oldest, from the one before it; that of the present bar comes with the next.
+        self._changes: list[float] = []
         # Of the changes between the bars before the present one: count, mean, sum of squared distances.
         self._closed = (0, 0.0, 0.0)
 
@@ -54,12 +58,14 @@ class PriceBuffer:
             if bar == bars[-1]:
                 prices[-1] = price
             return
+        if len(bars) > 1:
+            self._changes.append(self._change(len(bars) - 1))
         bars.append(bar)
         prices.append(price)
-        # Also what lies within the window but is too old to be looked back on.
+        # Kept: the latest price that is as old as the longest look-back, and what is younger.
         oldest = bisect_right(bars, bar - max(self._window, self._four)) - 1
         if oldest > 0:
-            del bars[:oldest], prices[:oldest]
+            del bars[:oldest], prices[:oldest], self._changes[:oldest]
         self._closed = self._measured()
 
     def features(self, price: float) -> PriceFeatures:
@@ -76,10 +82,11 @@ class PriceBuffer:
 
     def _measured(self) -> tuple[int, float, float]:
         first = max(1, bisect_right(self._bars, self._bars[-1] - self._window))
-        changes = [self._change(i) for i in range(first, len(self._bars) - 1)]
-        n = len(changes)
-        mean = math.fsum(changes) / n if n else 0.0
-        return n, mean, math.fsum((change - mean) ** 2 for change in changes)
+        changes = np.array(self._changes[first - 1 :])
+        if not changes.size:
+            return 0, 0.0, 0.0
+        mean = float(changes.mean())
+        return changes.size, mean, float(np.square(changes - mean).sum())
 
     def _volatility(self) -> float | None:
         n, mean, squares = self._closed
@@ -109,5 +116,6 @@ class PriceBuffer:
             raise ValueError("bars must rise and every price be a finite number above 0")
         if bars and data["bar_seconds"] == bar_seconds:
             buffer._bars, buffer._prices = bars, prices
+            buffer._changes = [buffer._change(i) for i in range(1, len(bars) - 1)]
             buffer._closed = buffer._measured()
         return buffer
