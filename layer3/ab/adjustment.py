@@ -41,21 +41,20 @@ class Moments:
 
 @dataclass(frozen=True, slots=True)
 class Adjusted:
-    """Each (...): mean of the policy's arm less that of Kelly's, its error ``variance``, the variance of one unit
-    around its arm (``noise``) and of one without the adjustment (``raw_noise``), and the ``units`` of each arm
-    (..., 2) that were used. Where too few were, or nothing varies, the numbers are NaN and the variance 0."""
+    """Each (...): mean of the policy's arm less that of Kelly's, its error ``variance``, the ``effective`` number of
+    units behind it (the sum of n1 n0 / (n1 + n0) over the shares: n / 4 for n units in equal halves), and the
+    ``units`` of each arm (..., 2) that were used. Where too few were, or nothing varies, the difference is NaN and
+    the variance 0."""
 
     difference: Floats
     variance: Floats
-    noise: Floats
-    raw_noise: Floats
+    effective: Floats
     units: Floats
 
     @property
-    def effective(self) -> Floats:
-        """The noise of one unit over the variance of the estimate: n / 4 for n units in equal halves."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(self.noise / self.variance)
+    def noise(self) -> Floats:
+        """Variance of an estimate from one effective unit."""
+        return self.variance * self.effective
 
 
 def moments(values: Floats, policy: NDArray[np.bool_], stratum: NDArray[np.int64], strata: int) -> Moments:
@@ -87,27 +86,23 @@ def adjusted_difference(given: Moments) -> Adjusted:
     )
     pooled = spread.sum(axis=(-4, -3))
     freedom = np.maximum(count - 1.0, 0.0)
-    whole = freedom.sum(axis=(-2, -1))
     slope = _slopes(pooled, given.product.sum(axis=(-4, -3)))
     # y - theta x, as a combination of the columns.
     mix = np.concatenate((np.ones((*slope.shape[:-1], 1)), -slope), axis=-1)
     squares = np.maximum(np.einsum("...i,...saij,...j->...sa", mix, spread, mix), 0.0)
     gaps = np.einsum("...i,...si->...s", mix, mean[..., 1, :] - mean[..., 0, :])
     weight = count.prod(axis=-1) / np.maximum(count.sum(axis=-1), 1.0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        weight = weight / weight.sum(axis=-1, keepdims=True)
-        errors = (squares / np.maximum(freedom, 1.0) / safe).sum(axis=-1)
-        difference = np.where(weight > 0.0, weight * gaps, 0.0).sum(axis=-1)
-        variance = np.where(weight > 0.0, weight**2 * errors, 0.0).sum(axis=-1)
-        noise, raw = squares.sum(axis=(-2, -1)) / whole, pooled[..., 0, 0] / whole
+    effective = weight.sum(axis=-1)
+    part = weight / np.where(effective > 0.0, effective, 1.0)[..., None]
+    errors = (squares / np.maximum(freedom, 1.0) / safe).sum(axis=-1)
+    variance = (part**2 * errors).sum(axis=-1)
     # Below this all that is left is rounding, and a test of it would find anything.
-    size = given.product[..., 0, 0].sum(axis=(-2, -1)) / np.maximum(given.count.sum(axis=(-2, -1)), 1.0)
-    known = (whole > 0.0) & (noise > _ROUNDING * raw) & (raw > _ROUNDING * size)
+    raw, left = pooled[..., 0, 0], squares.sum(axis=(-2, -1))
+    known = (raw > _ROUNDING * given.product[..., 0, 0].sum(axis=(-2, -1))) & (left > _ROUNDING * raw)
     return Adjusted(
-        np.where(known, difference, np.nan),
+        np.where(known, (part * gaps).sum(axis=-1), np.nan),
         np.where(known, variance, 0.0),
-        np.where(known, noise, np.nan),
-        np.where(known, raw, np.nan),
+        effective,
         count.sum(axis=-2),
     )
 

@@ -125,7 +125,7 @@ def analyse(store: Store, name: str) -> Analysis:
     per_year = _units_per_year(seen, len(units.policy))
     arms = {arm: _arm(arm, seen, units, per_year, design) for arm in Arm}
     looks = _looks(seen, design, until_ns)
-    found, by_size = (_difference(units, columns) for columns in (2, 1))
+    found, by_size, plain = (_difference(units, covariates) for covariates in (2, 1, 0))
     ratios = sharpe_difference_interval(
         units.at_policy, units.at_kelly, np.random.default_rng(_SEED), level=design.level
     )
@@ -163,8 +163,8 @@ def analyse(store: Store, name: str) -> Analysis:
         paired=mean_test(units.at_policy - units.at_kelly, design.level),
         sharpe_difference=sharpe_difference,
         looks=looks,
-        removed=_removed(found),
-        removed_by_size=_removed(by_size),
+        removed=_removed(found, plain),
+        removed_by_size=_removed(by_size, plain),
         stop=stop,
         warnings=_warnings(seen, units, found, arms),
         curves=_curves(seen),
@@ -266,9 +266,10 @@ def _days_more(effect: float, found: Adjusted, per_year: float, design: Design, 
     )
 
 
-def _removed(found: Adjusted) -> float | None:
-    share = 1.0 - float(found.noise) / float(found.raw_noise) if float(found.raw_noise) > 0.0 else math.nan
-    return None if math.isnan(share) else max(share, 0.0)
+def _removed(found: Adjusted, plain: Adjusted) -> float | None:
+    if not (float(found.variance) > 0.0 and float(plain.variance) > 0.0):
+        return None
+    return max(1.0 - float(found.variance) / float(plain.variance), 0.0)
 
 
 def _scaled(interval: Interval, factor: float | None) -> Interval:

@@ -29,7 +29,7 @@ class _Clock:
 
 
 def rehearse(store: Store, design: Design, world: World, seed: int) -> Experiment:
-    """Run ``world`` as experiment ``design`` into ``store``; ``world.share`` is not used, the design says it.
+    """Run ``world`` as experiment ``design`` into ``store``.
 
     Decisions are evenly spread over each day and turn over the symbols; their trades last one to eight hours, and
     what is still open when the world ends has no outcome.

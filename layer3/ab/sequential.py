@@ -32,7 +32,7 @@ def mixture_scale(level: float, units: float) -> float:
     """Square of tau over the standard deviation of a unit, for an interval that is narrowest after ``units``.
 
     ``(-2 ln alpha + ln(1 - 2 ln alpha)) / units`` (Waudby-Smith et al. 2024, appendix B.2), with ``units`` the
-    effective number: the variance of one unit over that of the estimate.
+    effective number of :class:`~layer3.ab.adjustment.Adjusted`.
     """
     doubled = -2.0 * math.log(1.0 - level)
     return (doubled + math.log1p(doubled)) / units

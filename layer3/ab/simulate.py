@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layer3.ab.adjustment import Adjusted, Moments, adjusted_difference
-from layer3.ab.assignment import Design
+from layer3.ab.assignment import DAY_NS, Design
 from layer3.ab.planner import information_scale
 from layer3.ab.sequential import boundary
 
@@ -36,8 +36,7 @@ class World:
     """``decisions`` a day for ``days`` days; ``skill`` the correlation of forecast and return, 0 for no difference.
 
     ``drift`` mean return of following the signal and ``volatility`` its mean standard deviation, per dollar held;
-    ``spread`` of the multiplier around 1; ``largest`` base size as a share of the portfolio; ``share`` of
-    decisions that get the policy.
+    ``spread`` of the multiplier around 1; ``largest`` base size as a share of the portfolio.
     """
 
     decisions: int = 48
@@ -47,7 +46,6 @@ class World:
     volatility: float = 0.01
     spread: float = 0.4
     largest: float = 0.1
-    share: float = 0.5
 
     @property
     def effect(self) -> float:
@@ -85,7 +83,7 @@ class Drawn:
 
 
 def simulate(world: World, design: Design, experiments: int, seed: int) -> Rates:
-    """Run ``experiments`` with a look at the end of each day, by ``design``'s level, units and least units."""
+    """Run ``experiments`` with a look at the end of each day, by ``design``'s ramp, level, units and least units."""
     parts = list(_chunks(world, design, experiments, np.random.default_rng(seed)))
     naive, plain, adjusted, held, last, removed = (np.concatenate(column) for column in zip(*parts, strict=True))
     days = np.where(adjusted.any(axis=1), adjusted.argmax(axis=1) + 1.0, np.inf)
@@ -106,7 +104,7 @@ def _chunks(
     world: World, design: Design, experiments: int, rng: np.random.Generator
 ) -> Iterator[tuple[NDArray[Any], ...]]:
     for first in range(0, experiments, _CHUNK):
-        given, truth = _days(world, min(_CHUNK, experiments - first), rng)
+        given, truth = _days(world, design, min(_CHUNK, experiments - first), rng)
         without = adjusted_difference(Moments(given.count, given.total[..., :1], given.product[..., :1, :1]))
         after = adjusted_difference(given)
         plain, _ = _looks(without, design, truth)
@@ -114,24 +112,26 @@ def _chunks(
         naive = np.abs(without.difference) > _NAIVE_LEVEL * np.sqrt(without.variance)
         # The interval at the last look by itself, as one would read it who looks once.
         once = np.abs(after.difference - truth)[:, -1] <= _NAIVE_LEVEL * np.sqrt(after.variance[:, -1])
-        removed = 1.0 - after.noise[:, -1] / after.raw_noise[:, -1]
+        removed = 1.0 - after.variance[:, -1] / without.variance[:, -1]
         yield naive, plain, adjusted, np.asarray(~misses.any(axis=1)), np.asarray(once), np.asarray(removed)
 
 
 def _looks(found: Adjusted, design: Design, truth: Floats) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """At which looks (m, days) 0 lies outside of the always-valid interval, and at which ``truth`` (m, days) does."""
     ready = found.units.min(axis=-1) >= design.least_units
-    reach = boundary(information_scale(design) * found.effective, design.level) * np.sqrt(found.variance)
+    reach = boundary(information_scale(design) * np.maximum(found.effective, 1.0), design.level)
+    reach = reach * np.sqrt(found.variance)
     return ready & (np.abs(found.difference) > reach), ready & (np.abs(found.difference - truth) > reach)
 
 
-def _days(world: World, experiments: int, rng: np.random.Generator) -> tuple[Moments, Floats]:
+def _days(world: World, design: Design, experiments: int, rng: np.random.Generator) -> tuple[Moments, Floats]:
     """What is known at the end of each day, and the truth of the decisions so far.
 
-    Moments (experiments, days, 1, 2, ...) of what a decision earned, its base size, and what that would have earned.
+    Moments (experiments, days, shares, 2, ...) of what a decision earned, its base size, and what that would earn.
     """
     drawn, volatility = draw(world, experiments, rng)
-    policy = rng.random(drawn.base.shape) < world.share
+    share = np.array([design.share_at(0, day * DAY_NS) for day in range(world.days)])
+    policy = rng.random(drawn.base.shape) < share[:, None]
     base, followed = drawn.base, drawn.followed
     earned = np.where(policy, drawn.multiplier, 1.0) * base * followed
     values = np.stack((earned, base, base * followed), axis=-1)
@@ -142,7 +142,9 @@ def _days(world: World, experiments: int, rng: np.random.Generator) -> tuple[Mom
         np.einsum("edna,ednc,ednk->edack", sides, values, values, optimize=True),
     )
     truth = world.effect * np.cumsum(volatility, axis=1) / np.arange(1, world.days + 1)
-    return Moments(*(np.cumsum(part, axis=1)[:, :, None] for part in sums)), truth
+    stratum = share[:, None] == np.unique(share)
+    spread_out = (part[:, :, None] * stratum.reshape(1, *stratum.shape, *[1] * (part.ndim - 2)) for part in sums)
+    return Moments(*(np.cumsum(part, axis=1) for part in spread_out)), truth
 
 
 def draw(world: World, experiments: int, rng: np.random.Generator) -> tuple[Drawn, Floats]:

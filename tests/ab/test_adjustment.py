@@ -48,6 +48,7 @@ def test_shares_are_compared_within_themselves(seed: int) -> None:
         weights += weight
     assert float(found.difference) == pytest.approx(total / weights, rel=1e-9)
     assert float(found.variance) == pytest.approx(variance / weights**2, rel=1e-9)
+    assert float(found.effective) == pytest.approx(weights)
     # What differs between the weeks of a ramp is no difference between the arms.
     assert abs(float(found.difference) - 0.001) < 6.0 * math.sqrt(float(found.variance))
 
@@ -60,7 +61,7 @@ def test_leading_axes_are_many_looks_in_one_call() -> None:
     )
     for index, one in enumerate((part, whole)):
         alone = adjusted_difference(one)
-        for name in ("difference", "variance", "noise", "raw_noise"):
+        for name in ("difference", "variance", "effective", "noise"):
             assert getattr(both, name)[index] == pytest.approx(float(getattr(alone, name)), rel=1e-12)
 
 
@@ -70,7 +71,8 @@ def test_the_adjustment_removes_what_it_explains_and_keeps_the_difference() -> N
         values, policy, stratum = world(seed, 500, effect=0.0005)
         found = adjusted_difference(moments(values, policy, stratum, 1))
         errors.append((float(found.difference) - 0.0005) / math.sqrt(float(found.variance)))
-        shares.append(1.0 - float(found.noise) / float(found.raw_noise))
+        plain = adjusted_difference(moments(values[:, :1], policy, stratum, 1))
+        shares.append(1.0 - float(found.variance) / float(plain.variance))
     assert abs(np.mean(errors)) < 4.0 / math.sqrt(300)
     assert np.std(errors) == pytest.approx(1.0, abs=0.15)
     assert 0.8 < np.mean(shares) < 0.99

@@ -13,14 +13,20 @@ MONTH = World(decisions=24)
 DESIGN = Design("x", expected_units=720)
 
 
-@pytest.mark.parametrize("world", [MONTH, replace(MONTH, share=0.2), replace(MONTH, drift=0.0)])
-def test_daily_looks_for_a_month_stop_wrongly_in_at_most_five_of_a_hundred(world: World) -> None:
-    rates = simulate(world, replace(DESIGN, ramp=((0.0, world.share),)), 600, seed=1)
+RAMP = ((0.0, 0.1), (5.0, 0.3), (10.0, 0.5))
+
+
+@pytest.mark.parametrize("drift", [0.0004, 0.003])
+@pytest.mark.parametrize("ramp", [((0.0, 0.5),), ((0.0, 0.2),), RAMP], ids=["half", "a fifth", "ramp"])
+def test_daily_looks_for_a_month_stop_wrongly_in_at_most_five_of_a_hundred(
+    ramp: tuple[tuple[float, float], ...], drift: float
+) -> None:
+    rates = simulate(replace(MONTH, drift=drift), replace(DESIGN, ramp=ramp), 600, seed=1)
     assert rates.adjusted <= 0.05
     assert rates.plain <= 0.05
     assert rates.covered >= 0.95
     assert 0.92 < rates.covered_once < 0.975
-    # What looking every day with the usual t test does.
+    # What looking every day with the usual limit does.
     assert rates.naive > 0.15
 
 
