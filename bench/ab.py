@@ -112,7 +112,7 @@ def main() -> None:
         recording()
         return
     with Store(options.example) as store:
-        design = Design("policy-against-kelly", ramp=((0.0, 0.1), (3.0, 0.5)), expected_units=1_440)
+        design = Design("rehearsal on a simulated market", ramp=((0.0, 0.1), (3.0, 0.5)), expected_units=1_440)
         rehearse(store, design, replace(MONTH, skill=0.25, days=21), seed=1)
     print(f"python -m layer3.ab.report --store={options.example} --html=ab.html")
 

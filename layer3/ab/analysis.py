@@ -135,7 +135,8 @@ def analyse(store: Store, name: str) -> Analysis:
     per = None if not looks else per_year
     facts = Facts(
         broken=_broken(stop, arms),
-        units=(int(found.units[0]), int(found.units[1])),
+        units=(arms[Arm.KELLY].units, arms[Arm.POLICY].units),
+        compared=(int(found.units[0]), int(found.units[1])),
         least_units=design.least_units,
         ratio_p=ratio_p,
         known_ratio_p=known_ratio_p,
@@ -149,6 +150,7 @@ def analyse(store: Store, name: str) -> Analysis:
         planned_days=design.planned_days,
         days_for_smallest=_days_more(design.smallest_effect / per, found, per, design, days) if per else None,
         days_for_estimate=_days_more(looks[-1].difference, found, per, design, days) if per else None,
+        days_for_units=_days_for_units(arms, design, days),
     )
     return Analysis(
         design=design,
@@ -264,6 +266,12 @@ def _days_more(effect: float, found: Adjusted, per_year: float, design: Design, 
         effective=float(found.effective),
         elapsed=days,
     )
+
+
+def _days_for_units(arms: Mapping[Arm, ArmResult], design: Design, days: float) -> float | None:
+    """Days until the smaller arm has the units that it needs, at its rate so far; ``None`` where it has none."""
+    fewest = min(arm.units for arm in arms.values())
+    return max(design.least_units - fewest, 0) * days / fewest if fewest else None
 
 
 def _removed(found: Adjusted, plain: Adjusted) -> float | None:

@@ -45,10 +45,12 @@ _HEADLINES: Final[dict[Action, str]] = {
 class Facts:
     """What the rules look at. ``estimate``, ``low`` and ``high`` are the difference of mean return (policy less Kelly)
     per year and its always-valid interval, ``sharpe`` the difference of the annualised Sharpe ratios; ``None``
-    where they cannot be computed. ``units`` with an outcome in each arm (Kelly, policy)."""
+    where they cannot be computed. ``units`` with an outcome in each arm (Kelly, policy), ``compared`` those of them
+    that were assigned under shares at which both arms have some."""
 
     broken: str | None
     units: tuple[int, int]
+    compared: tuple[int, int]
     least_units: int
     ratio_p: float | None
     known_ratio_p: float | None
@@ -63,6 +65,8 @@ class Facts:
     #: Days until the smallest effect that matters, and one like the present estimate, would be found.
     days_for_smallest: float | None
     days_for_estimate: float | None
+    #: Days until each arm has the units that it needs, at the rate so far.
+    days_for_units: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,11 @@ def _early(facts: Facts) -> tuple[Action, str] | None:
             f"Outcomes are missing from one arm more than from the other (p = {facts.known_ratio_p:.1g}): "
             "what is known is not what happened. Record the missing outcomes first."
         )
+    if min(facts.compared) < facts.least_units:
+        return "continue", (
+            f"{facts.compared[1]:,} units of the policy's arm and {facts.compared[0]:,} of Kelly's were assigned under "
+            f"shares at which both have ten; nothing is concluded below {facts.least_units:,} in each."
+        )
     if facts.identical:
         return "no_difference", "Both sizes were the same in every decision: there is nothing to compare."
     return None
@@ -134,6 +143,8 @@ def _judged(facts: Facts) -> tuple[Action, str]:
 
 def _more(facts: Facts) -> str:
     """What it takes to know more, in days."""
+    if min(facts.units) < facts.least_units and facts.days_for_units is not None:
+        return f"At the rate so far each arm has as many in {_more_days(facts.days_for_units)}."
     if facts.days_for_smallest is None and facts.days_for_estimate is None:
         return "How long it will take cannot be said yet."
     parts = []

@@ -90,7 +90,7 @@ def check_rows(analysis: Analysis) -> list[tuple[str, str]]:
     """Whether the numbers may be believed, and what was left out: (name, sentence)."""
     design = analysis.design
     rows = [
-        ("Split", _split(analysis.ratio_p)),
+        ("Split", _split(analysis)),
         ("Noise removed", _removed(analysis)),
         (
             "Guardrails",
@@ -108,7 +108,10 @@ def _ramp(design: Design) -> str:
     return ", ".join(f"{share:.0%} from day {day:g}" for day, share in design.ramp) + " get the policy"
 
 
-def _split(p: float | None) -> str:
+def _split(analysis: Analysis) -> str:
+    if not any(arm.decisions for arm in analysis.arms.values()):
+        return "No unit has been assigned yet."
+    p = analysis.ratio_p
     if p is None:
         return "Every unit had to go to one arm: there is nothing to check."
     verdict = "not the intended one" if p < LEAST_RATIO_P else "as intended"

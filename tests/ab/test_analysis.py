@@ -156,6 +156,13 @@ def test_an_arm_without_outcomes_proves_nothing(store: Store, arms: str) -> None
     assert found.known_ratio_p < 1e-6
 
 
+def test_too_few_units_are_waited_for(store: Store) -> None:
+    fill(store, 16)
+    told = analyse(store, "x").recommendation
+    assert "8 units of the policy's arm and 8 of Kelly's" in told.reason
+    assert told.more == "At the rate so far each arm has as many in 1 day more."
+
+
 def test_equal_returns_prove_nothing(store: Store) -> None:
     fill(store, 80, outcome=0.0)
     found = analyse(store, "x")

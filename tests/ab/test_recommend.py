@@ -15,6 +15,7 @@ from layer3.ab.recommend import Facts, recommend
 OPEN = Facts(
     broken=None,
     units=(100, 100),
+    compared=(100, 100),
     least_units=50,
     ratio_p=0.4,
     known_ratio_p=0.4,
@@ -28,6 +29,7 @@ OPEN = Facts(
     planned_days=28.0,
     days_for_smallest=40.2,
     days_for_estimate=400.0,
+    days_for_units=None,
 )
 ABOVE: dict[str, Any] = {"estimate": 0.2, "low": 0.1, "high": 0.3}
 BELOW: dict[str, Any] = {"estimate": -0.2, "low": -0.3, "high": -0.1}
@@ -42,6 +44,7 @@ OVER: dict[str, Any] = {"days": 28.0}
         ({"broken": "it fell", **ABOVE}, "disable", "guardrail"),
         ({"units": (49, 900), **ABOVE}, "continue", "900 units of the policy's arm and 49 of Kelly's"),
         ({"units": (900, 0)}, "continue", "below 50 in each"),
+        ({"compared": (49, 80), **ABOVE}, "continue", "80 units of the policy's arm and 49 of Kelly's were assigned"),
         ({"ratio_p": 0.0009, **ABOVE}, "continue", "split is not the intended one"),
         ({"known_ratio_p": 0.0009, **BELOW}, "continue", "missing from one arm"),
         ({"ratio_p": None, "known_ratio_p": None, **ABOVE}, "deploy", "not by risking more"),
@@ -78,6 +81,13 @@ def test_the_first_rule_that_holds_speaks(change: dict[str, Any], action: str, w
 )
 def test_to_go_on_is_told_in_days(smallest: float | None, estimate: float | None, words: str) -> None:
     assert words in recommend(replace(OPEN, days_for_smallest=smallest, days_for_estimate=estimate)).more
+
+
+def test_too_few_units_are_waited_for_in_days() -> None:
+    few = replace(OPEN, units=(20, 80), days_for_units=15.0)
+    assert recommend(few).more.endswith("has as many in 15 days more.")
+    none = replace(OPEN, units=(0, 80), days_for_smallest=None, days_for_estimate=None)
+    assert "cannot be said" in recommend(none).more
 
 
 @given(estimate=st.floats(-1.0, 1.0), reach=st.floats(0.0, 1.0), sharpe=st.floats(-5.0, 5.0), days=st.floats(0.0, 60.0))
