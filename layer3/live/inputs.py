@@ -18,11 +18,15 @@ import numpy as np
 from layer3.errors import DataError
 from layer3.types import Action, CascadeIndicators, ClosedTrade, Regime, TacticalSignal
 
-__all__ = ["Checked", "Inputs", "check", "plain_json", "position_worth", "shown"]
+__all__ = ["Checked", "Inputs", "check", "number_or_nan", "plain_json", "position_worth", "shown"]
 
 _MAX: Final = sys.float_info.max
 _LARGEST: Final = 1e15  # dollars
 _WIDEST: Final = 2**1_000
+_LONGEST_NAME: Final = 200
+#: What is deeper or longer is told by its type alone.
+_DEEPEST: Final = 4
+_LONGEST_LIST: Final = 1_000_000
 _SIGNAL_NUMBERS: Final = (
     "confidence", "risk_score", "expected_return", "predicted_volatility", "signal_strength", "sentiment_score",
 )  # fmt: skip
@@ -81,6 +85,14 @@ def check(inputs: Inputs, most_trades: int, min_feeds: int) -> Checked:
     if stamp is not None:
         stamp = _time(stamp, "price_timestamp_ns")
     return Checked(signal, cascade, price, position, entry, _trades(inputs.recent_trades, most_trades), stamp)
+
+
+def number_or_nan(value: Any) -> float | None:
+    """A plain number as a float, ``None`` as it is, and anything else as NaN."""
+    try:
+        return None if value is None else _plain(value, "")
+    except DataError:
+        return math.nan
 
 
 def position_worth(usd: Any, quantity: Any, price: Any) -> Any:
@@ -183,14 +195,18 @@ def _trade(entry: Any, where: str) -> ClosedTrade:
     if earned is None and pnl is None:
         raise DataError(f"{where} has neither trade_return nor pnl_usd")
     time_ns, name = values.get("closed_at_ns"), values.get("trade_id")
-    if name is not None and type(name) is not str and type(name) is not int:
-        raise DataError(f"{where}.trade_id is {shown(name)}, expected a name")
+    if name is not None and not (_is_name(name) or (type(name) is int and -_WIDEST < name < _WIDEST)):
+        raise DataError(f"{where}.trade_id is {shown(name)}, expected a name of at most {_LONGEST_NAME} characters")
     return ClosedTrade(
         None if earned is None else _number(earned, f"{where}.trade_return", -_MAX, _MAX),
         None if pnl is None else _number(pnl, f"{where}.pnl_usd", -_LARGEST, _LARGEST),
         None if time_ns is None else _time(time_ns, f"{where}.closed_at_ns"),
-        None if name is None else str(name)[:100],
+        None if name is None else str(name),
     )
+
+
+def _is_name(value: Any) -> bool:
+    return type(value) is str and 0 < len(value) <= _LONGEST_NAME
 
 
 def _first(entry: Mapping[Any, Any], keys: tuple[str, ...]) -> Any:
@@ -214,17 +230,19 @@ def plain_json(inputs: Inputs) -> dict[str, Any]:
     NaN and infinities are the texts ``nan``, ``inf`` and ``-inf``; an object of a foreign type is its type's name
     after ``of type``.
     """
-    return {name: _jsonable(value) for name, value in inputs._asdict().items()}
+    return {name: _jsonable(value, 0) for name, value in inputs._asdict().items()}
 
 
-def _jsonable(value: Any) -> Any:
+def _jsonable(value: Any, depth: int) -> Any:
     kind = type(value)
     if kind in (TacticalSignal, CascadeIndicators, ClosedTrade):
-        return {field.name: _jsonable(getattr(value, field.name)) for field in dataclasses.fields(kind)}
-    if kind in (tuple, list):
-        return [_jsonable(entry) for entry in value]
-    if kind is dict:
-        return {key: _jsonable(entry) for key, entry in value.items() if type(key) is str}
+        return {field.name: _jsonable(getattr(value, field.name), depth + 1) for field in dataclasses.fields(kind)}
+    if kind in (tuple, list, dict):
+        if depth >= _DEEPEST or len(value) > _LONGEST_LIST:
+            return shown(value)
+        if kind is dict:
+            return {key: _jsonable(entry, depth + 1) for key, entry in value.items() if type(key) is str}
+        return [_jsonable(entry, depth + 1) for entry in value]
     if kind is float or issubclass(kind, np.floating):
         number = float(value)
         return number if math.isfinite(number) else str(number)

@@ -31,7 +31,7 @@ from layer3.live.active import Active, Connect, connect, prepare
 from layer3.live.configuration import Layer3Config
 from layer3.live.draft import Assessed, Draft, Refusal, begin, book_name
 from layer3.live.figures import SymbolFigures, symbol_figures
-from layer3.live.inputs import Inputs
+from layer3.live.inputs import Inputs, number_or_nan
 from layer3.live.memory import Memory
 from layer3.live.outcome import Limits, refused
 from layer3.live.risk import KillSwitch
@@ -98,7 +98,7 @@ class Layer3Phase1:
         if config.risk.kill_signal:
             self.kill_switch.listen()
         if state is None and config.state.path is not None:
-            state = self._read(config)
+            state = read_state(Path(config.state.path), or_none=config.state.start_fresh_if_unreadable)
         if state is not None:
             self._restore(state)
         if config.state.path is not None:
@@ -194,8 +194,10 @@ class Layer3Phase1:
         False where either is no number, which is counted, or the symbol was never sized.
         """
         with self._lock:
-            memory = self._memory.symbols.get(symbol)
-            return memory is not None and memory.chain.record_residual(predicted, realised)
+            memory = self._memory.symbols.get(symbol) if type(symbol) is str else None
+            return memory is not None and memory.chain.record_residual(
+                number_or_nan(predicted), number_or_nan(realised)
+            )
 
     def figures(self, symbol: str) -> SymbolFigures | None:
         """What is known of a symbol now; ``None`` where it was never sized."""
@@ -256,10 +258,12 @@ class Layer3Phase1:
         """Save the state and let go of threads and connections; decisions after it fall back."""
         if self._saver is not None:
             self._saver.stop()
-        self.save()
-        for client in (self._active.sources.client, self._retired):
-            if client is not None:
-                client.close()
+        try:
+            self.save()
+        finally:
+            for client in (self._active.sources.client, self._retired):
+                if client is not None:
+                    client.close()
 
     def __enter__(self) -> Layer3Phase1:
         return self
@@ -334,6 +338,9 @@ class Layer3Phase1:
             self.counters["decisions"] += 1
             if decision.refusal is not None:
                 self.counters[f"refused.{decision.refusal}"] += 1
+        config = self._active.config
+        if config.policy.enabled and config.logging.policy_answers and decision.refusal is None:
+            _log.info("the policy's answer", extra=_answered(decision))
         if decision.refusal is not None:
             details = {"decision_id": decision.decision_id, "symbol": decision.symbol, "refusal": decision.refusal}
             _log.warning(decision.reason, extra=details)
@@ -355,15 +362,6 @@ class Layer3Phase1:
         file = self._active.config.risk.kill_file
         self.kill_switch.file = None if file is None else Path(file)
 
-    def _read(self, config: Layer3Config) -> dict[str, Any] | None:
-        try:
-            return read_state(Path(str(config.state.path)))
-        except DataError as error:
-            if not config.state.start_fresh_if_unreadable:
-                raise
-            _log.error("the engine begins without what was learnt", extra={"error": str(error)})
-            return None
-
     def _restore(self, state: Mapping[str, Any]) -> None:
         config = self._active.config
         try:
@@ -384,3 +382,14 @@ def _unasked(active: Active, draft: Assessed) -> Answer | None:
     if draft.stop is None:
         return None
     return active.sources.nobody(f"nobody was asked: {draft.stop[0]} makes the size zero")
+
+
+def _answered(decision: PositionSizingDecision) -> dict[str, Any]:
+    return {
+        "decision_id": decision.decision_id,
+        "symbol": decision.symbol,
+        "multiplier": decision.multiplier,
+        "source": decision.multiplier_source,
+        "model_version": decision.model_version,
+        "passed_over": list(decision.passed_over),
+    }

@@ -36,13 +36,25 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
     storage.write_bytes(str(path), json.dumps(document, allow_nan=False).encode())
 
 
-def read_state(path: Path) -> dict[str, Any] | None:
+def read_state(path: Path, *, or_none: bool = False) -> dict[str, Any] | None:
     """The state of the snapshot at ``path``, ``None`` where there is no file.
+
+    With ``or_none`` also, after an error in the log, where the file cannot be used.
 
     Raises
     ------
     DataError : the file cannot be read, is damaged, is something else, or comes of a newer program
     """
+    try:
+        return _read(path)
+    except DataError as error:
+        if not or_none:
+            raise
+        _log.error("the engine begins without what was learnt", extra={"error": str(error)})
+        return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
     remedy = "restore a copy, or move it away to begin without what was learnt"
     try:
         content = path.read_bytes()

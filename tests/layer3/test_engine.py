@@ -196,6 +196,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"recent_trades": [math.nan]}, "recent_trades[0].trade_return is nan"),
     ({"recent_trades": [0.1, {"fee": 1}]}, "recent_trades[1] has neither trade_return nor pnl_usd"),
     ({"recent_trades": [ClosedTrade(0.1, None, None, Evil())]}, "trade_id is of type Evil"),  # type: ignore[arg-type]
+    ({"recent_trades": [{"return": 0.1, "id": 10**5000}]}, "trade_id is a whole number of 16610 bits"),
+    ({"recent_trades": [{"return": 0.1, "id": "x" * 201}]}, "trade_id is 'xxx"),
     ({"recent_trades": [0.0] * 10_001}, "recent_trades holds 10001 trades"),
     ({"price_timestamp_ns": "now"}, "price_timestamp_ns is 'now'"),
 ]
@@ -384,7 +386,9 @@ def test_residuals_shrink_the_size() -> None:
     assert not desk.engine.record_residual("BTC-USD", 0.0, 0.1)  # a symbol that nobody sized
     before = desk.size().exposure
     assert all(desk.engine.record_residual("BTC-USD", 0.0, 0.1) for _ in range(20))
-    assert not desk.engine.record_residual("BTC-USD", 0.0, math.nan)
+    for bad in (math.nan, None, "0.1", Evil(), 10**400):
+        assert not desk.engine.record_residual("BTC-USD", 0.0, bad)  # type: ignore[arg-type]
+        assert not desk.engine.record_residual(bad, 0.0, 0.1)  # type: ignore[arg-type]
     assert desk.size().exposure == pytest.approx(before / 1.1)
     assert desk.size(signal_of(symbol="ETH")).exposure == pytest.approx(before)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from layer3.errors import ConfigurationError
 from layer3.sizing.chain import SizingChain, decide
-from layer3.sizing.config import ChainConfig, RegimeConfig
+from layer3.sizing.config import ChainConfig, ConformalConfig, KellyConfig, RegimeConfig
 from layer3.types import Action, CascadeIndicators, PositionSizingDecision, Regime, TacticalSignal
 
 CALM = CascadeIndicators(0.0001, 0.0, 1.0, 0.3, 0.0)
@@ -238,3 +239,54 @@ def test_no_value_makes_assess_raise(signal: TacticalSignal, cascade: CascadeInd
     assessment = SizingChain().assess(signal, dataclasses.replace(cascade, **{name: data.draw(bad_number)}))
     assert 0.0 <= assessment.base_fraction <= 0.5
     assert assessment.reason
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(signals, feeds, st.floats(-0.1, 0.1), st.booleans()), min_size=1, max_size=12),
+    st.data(),
+)
+def test_a_chain_that_was_stopped_goes_on_to_the_bit(
+    bars: list[tuple[TacticalSignal, CascadeIndicators, float, bool]], data: st.DataObject
+) -> None:
+    cut = data.draw(st.integers(0, len(bars)))
+    config = ChainConfig(kelly=KellyConfig(prior_alpha=10.1), conformal=ConformalConfig(0.5, 5, 2))
+    whole, again = SizingChain(config), SizingChain(config)
+    for i, (signal, cascade, number, new_bar) in enumerate(bars):
+        if i == cut:
+            again = SizingChain.restored(config, json.loads(json.dumps(again.to_json())))
+        for chain in (whole, again):
+            chain.record_trade(number)
+            chain.record_residual(number, -number)
+        one, two = (chain.assess(signal, cascade, new_bar=new_bar) for chain in (whole, again))
+        assert (one.base_fraction, one.stages) == (two.base_fraction, two.stages)
+    assert whole.to_json() == again.to_json()
+
+
+def test_what_was_learnt_outlives_a_change_of_the_configuration(signal: TacticalSignal) -> None:
+    chain = SizingChain()
+    for i in range(30):
+        chain.record_trade(0.01 if i < 20 else -0.01)
+        chain.record_residual(0.0, 0.01 * i)
+    chain.assess(dataclasses.replace(signal, regime=Regime.CRISIS), CALM)
+    other = ChainConfig(kelly=KellyConfig(prior_alpha=5.0), conformal=ConformalConfig(0.5, 10, 2))
+    moved = SizingChain.restored(other, chain.to_json())
+    assert (moved.posterior.alpha, moved.posterior.beta) == (25.0, 20.0)
+    assert moved.residuals.to_json()["residuals"] == [0.01 * i for i in range(20, 30)]
+    assert moved.regime.regime is Regime.CRISIS
+    assert moved.assess(signal, CALM).regime_multiplier == 0.2
+
+
+def test_a_second_look_at_a_bar_counts_for_no_calmer_regime(signal: TacticalSignal) -> None:
+    chain = SizingChain()
+
+    def multiplier(regime: Regime, new_bar: bool) -> float:
+        return chain.assess(dataclasses.replace(signal, regime=regime), CALM, new_bar=new_bar).regime_multiplier
+
+    assert multiplier(Regime.CRISIS, True) == 0.2
+    assert [multiplier(Regime.RANGING, False) for _ in range(10)] == [0.2] * 10
+    assert multiplier(Regime.RANGING, True) == 0.2
+    assert multiplier(Regime.HIGH_VOLATILITY, False) == 0.2  # the more restrictive of the two looks counts
+    assert multiplier(Regime.RANGING, True) == 0.2
+    assert multiplier(Regime.RANGING, True) == 0.6
+    assert multiplier(Regime.CRISIS, False) == 0.2  # danger counts at every look

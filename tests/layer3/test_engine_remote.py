@@ -1,0 +1,144 @@
+"""The engine with the real client, against a server on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from layer3.engine import Layer3Phase1RL
+from layer3.types import PositionSizingDecision
+from tests.live.desk import CALM, signal_of
+
+BUDGET_MS = 150.0
+
+
+class Server(ThreadingHTTPServer):
+    """Answers ``multiplier``, or does what ``mood`` says."""
+
+    daemon_threads = True
+    mood = "well"
+    asked = 0
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.asked += 1
+        mood = self.server.mood
+        value = {"nan": float("nan"), "wide": 3.0}.get(mood, 1.25)
+        body = json.dumps({"position_multiplier": value, "confidence": 0.5, "model_version": "m"}).encode()
+        if mood == "reset":
+            self.connection.close()
+            return
+        self.send_response({"500": 500, "422": 422}.get(mood, 200))
+        if mood == "contract":
+            self.send_header("X-Himari-Contract", "himari-state-99/1")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if mood == "slow":
+            time.sleep(0.5)
+        try:
+            if mood == "drip":
+                for byte in body:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.02)
+            else:
+                self.wfile.write(body if mood != "garbage" else b"?" * len(body))
+        except OSError:
+            self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Quiet."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def engine_of(server: Server) -> Layer3Phase1RL:
+    url = f"http://127.0.0.1:{server.server_address[1]}/predict"
+    return Layer3Phase1RL(rl_api_endpoint=url, rl_timeout_ms=BUDGET_MS)
+
+
+def now_sized(engine: Layer3Phase1RL, asynchronous: bool = False) -> PositionSizingDecision:
+    signal = signal_of(timestamp_ns=time.time_ns())
+    if asynchronous:
+        return asyncio.run(engine.acalculate_position(signal, CALM, 100.0))
+    return engine.calculate_position(signal, CALM, 100.0)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_healthy_server_gives_the_multiplier(server: Server, asynchronous: bool) -> None:
+    with engine_of(server) as engine:
+        for _ in range(3):
+            got = now_sized(engine, asynchronous)
+            assert (got.multiplier, got.multiplier_source, got.model_version) == (1.25, "gcp_api", "m")
+            assert got.position_size_usd == pytest.approx(1.25 * got.cascade_adjusted_usd)
+
+
+@pytest.mark.parametrize("mood", ["slow", "drip", "reset", "garbage", "500", "nan", "wide", "contract", "422"])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_whatever_the_server_does_there_is_a_size_in_time(server: Server, mood: str, asynchronous: bool) -> None:
+    with engine_of(server) as engine:
+        assert now_sized(engine, asynchronous).multiplier_source == "gcp_api"
+        server.mood = mood
+        for _ in range(3):
+            got = now_sized(engine, asynchronous)
+            assert (got.multiplier, got.multiplier_source, got.refusal) == (1.0, "fallback_kelly", None)
+            assert got.passed_over[0].startswith("gcp_api: ")
+            assert got.position_size_usd > 0.0
+            assert got.latency_ms <= BUDGET_MS + 100.0  # the machine that runs the tests may be busy
+        server.mood = "well"
+        assert now_sized(engine, asynchronous).multiplier_source == "gcp_api"
+
+
+def test_the_breaker_leaves_a_broken_server_alone(server: Server) -> None:
+    with engine_of(server) as engine:
+        server.mood = "500"
+        for _ in range(5):
+            now_sized(engine)
+        assert engine.breaker is not None
+        assert engine.breaker.state == "open"
+        asked = server.asked
+        got = now_sized(engine)
+        assert (got.multiplier_source, server.asked) == ("fallback_kelly", asked)
+        assert "breaker is open" in got.passed_over[0]
+        server.mood = "well"
+        engine.breaker.reset()
+        assert now_sized(engine).multiplier_source == "gcp_api"
+
+
+def test_a_callers_fault_does_not_open_the_breaker(server: Server) -> None:
+    with engine_of(server) as engine:
+        server.mood = "422"
+        for _ in range(10):
+            assert "HTTP 422" in now_sized(engine).passed_over[0]
+        assert engine.breaker is not None
+        assert engine.breaker.state == "closed"
+
+
+def test_the_hot_path_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, layer3.engine; "
+        "print({'torch', 'pandas', 'kfp', 'google.auth', 'gcsfs', 'fastapi', 'aiohttp', 'httpx'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
