@@ -3,9 +3,10 @@
 | rule | recommendation |
 |---|---|
 | a guardrail broke, or stopped the policy's arm | disable |
-| an arm has fewer units with an outcome than were asked for | continue |
+| an arm has fewer units with an outcome than were asked for, all or those that compare | continue |
 | the split is not the intended one (p < 0.001), of assigned units or of those with an outcome | continue |
 | both sizes were the same in every decision | no difference |
+| all returns are equal, or they cover less than a day | continue |
 | the interval of the difference lies above 0, the Sharpe ratio is not lower | deploy |
 | the interval lies below 0, the Sharpe ratio is not higher | disable |
 | the whole interval matters to nobody (within the smallest effect) | no difference |

@@ -22,8 +22,8 @@ __all__ = ["Comparison", "mean_test", "sample_ratio_p", "student_p", "welch", "w
 
 Floats = NDArray[np.float64]
 
-#: Above so many degrees of freedom Student's quantile is the normal one to four digits.
-_MOST_FREEDOM: Final = 10_000
+#: With more degrees of freedom Student's quantile is taken at this many, a thousandth too wide.
+_MOST_FREEDOM: Final = 1_000
 _NORMAL: Final = NormalDist()
 
 
