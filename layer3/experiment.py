@@ -77,6 +77,8 @@ class Experiment:
             self.design.unit, strategy_id=signal.strategy_id, symbol=signal.symbol, timestamp_ns=signal.timestamp_ns
         )
         if forced is not None:
+            if forced not in tuple(Arm):
+                raise ConfigurationError(f"forced is {forced!r}; it must be {' or '.join(Arm)}")
             return Assignment(Arm(forced), "forced", unit, signal.symbol, signal.strategy_id, None)
         if self._store.stopped(self.design.name) is not None:
             return Assignment(Arm.KELLY, "stopped", unit, signal.symbol, signal.strategy_id, None)

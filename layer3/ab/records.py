@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
-from typing import Final, Literal
+from numbers import Integral, Real
+from typing import Any, Final, Literal
 
 from layer3.ab.assignment import Arm
 from layer3.errors import DataError
@@ -93,10 +94,15 @@ class Stop:
 def check_decision(decision: Decision) -> None:
     """Raise DataError unless every value of a decision can be used."""
     what = f"decision {decision.id!r}"
-    if not isinstance(decision.id, str) or not decision.id:
-        raise DataError(f"{what}: an id is a text that is not empty")
+    for name in ("id", "experiment", "unit", "symbol", "strategy", "source"):
+        value = getattr(decision, name)
+        if not isinstance(value, str) or not value:
+            raise DataError(f"{what}: {name} is {value!r}, expected a text that is not empty")
     for name in ("kelly_usd", "policy_usd", "portfolio_value"):
         _finite(what, name, getattr(decision, name))
+    when = decision.decided_ns
+    if not isinstance(when, Integral) or isinstance(when, bool) or not 0 <= when < 2**63:
+        raise DataError(f"{what}: decided_ns is {when!r}, expected UTC nanoseconds as a whole number")
     if decision.portfolio_value <= 0.0:
         raise DataError(f"{what}: portfolio_value is {decision.portfolio_value}, expected dollars above 0")
     if decision.kelly_usd * decision.policy_usd < 0.0:
@@ -120,8 +126,8 @@ def check_outcome(outcome: Outcome) -> None:
         raise DataError(f"{what}: duration_s is {outcome.duration_s}, expected seconds from 0")
 
 
-def _finite(what: str, name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+def _finite(what: str, name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) <= sys.float_info.max:
         raise DataError(
             f"{what}: {name} is {value!r}, expected a finite number: record what is known, when it is known"
         )

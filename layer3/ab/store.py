@@ -286,10 +286,12 @@ class Store:
                 cursor.execute("BEGIN IMMEDIATE")
                 try:
                     yield cursor
+                    cursor.execute("COMMIT")
                 except BaseException:
-                    cursor.execute("ROLLBACK")
+                    # A full disk ends a transaction by itself.
+                    if self._connection.in_transaction:
+                        cursor.execute("ROLLBACK")
                     raise
-                cursor.execute("COMMIT")
             except sqlite3.Error as error:
                 raise DataError(f"{self._path} was not written: {error}") from error
 
@@ -314,7 +316,7 @@ def _decision_row(decision: Decision) -> tuple[Any, ...]:
         float(decision.policy_usd),
         float(decision.portfolio_value),
         decision.source,
-        decision.decided_ns,
+        int(decision.decided_ns),
     )
 
 

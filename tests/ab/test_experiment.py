@@ -117,6 +117,11 @@ def test_a_forced_arm_is_recorded_as_forced_and_changes_no_assignment(store: Sto
     assert experiment.assign(signal(5)).arm is own
 
 
+def test_an_arm_that_is_none_cannot_be_forced(store: Store, clock: Clock) -> None:
+    with pytest.raises(ConfigurationError, match="policy or kelly"):
+        Experiment(store, Design("x"), clock=clock).assign(signal(1), forced="rl")  # type: ignore[arg-type]
+
+
 def test_a_decision_or_an_outcome_of_the_future_is_refused(store: Store, clock: Clock) -> None:
     experiment = Experiment(store, Design("x"), clock=clock)
     with pytest.raises(DataError, match="into the future"):

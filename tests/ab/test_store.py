@@ -14,6 +14,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -86,7 +87,7 @@ def test_outcomes_in_any_order_and_any_number_of_times_give_the_same_rows(
 
 
 @pytest.mark.parametrize("field", ["kelly_usd", "policy_usd", "portfolio_value"])
-@pytest.mark.parametrize("value", [math.nan, math.inf, None, "1", True])
+@pytest.mark.parametrize("value", [math.nan, -math.inf, 10**400, None, "1", True])
 def test_decisions_that_are_no_numbers_are_refused(tmp_path: Path, field: str, value: object) -> None:
     with begun(tmp_path / "ab.sqlite") as store, pytest.raises(DataError, match=f"{field} is .*finite number"):
         store.add_decision(replace(DECISION, **{field: value}), 11)
@@ -97,7 +98,11 @@ def test_decisions_that_are_no_numbers_are_refused(tmp_path: Path, field: str, v
     [
         ({"portfolio_value": 0.0}, "dollars above 0"),
         ({"kelly_usd": -1.0}, "different sides"),
-        ({"id": ""}, "an id is a text"),
+        ({"id": ""}, "id is '', expected a text"),
+        ({"symbol": None}, "symbol is None"),
+        ({"source": 3}, "source is 3"),
+        ({"decided_ns": 1.5}, "decided_ns is 1.5"),
+        ({"decided_ns": 2**63}, "whole number"),
         ({"how": "assigned"}, "take what assign"),
     ],
 )
@@ -187,6 +192,33 @@ def test_reading_makes_no_file_and_changes_none(tmp_path: Path) -> None:
             store.add_decision(DECISION, 11)
         with pytest.raises(DataError, match="knows no experiment 'z': it holds 'x'"):
             store.experiment("z")
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    with begun(tmp_path / "ab.sqlite") as store:
+        store.add_decision(replace(DECISION, kelly_usd=np.float32(8.0), decided_ns=np.int64(10)), 11)  # type: ignore[arg-type]
+        store.add_decision(replace(DECISION, kelly_usd=8.0), 12)
+        assert store.rows("x")[0].decision == replace(DECISION, kelly_usd=8.0)
+
+
+def test_a_full_disk_is_a_sentence_and_loses_nothing(tmp_path: Path) -> None:
+    with begun(tmp_path / "ab.sqlite") as store:
+        pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
+        store._connection.execute(f"PRAGMA max_page_count = {pages + 4}")
+        kept = 0
+
+        def fill() -> None:
+            nonlocal kept
+            while True:
+                store.add_decision(replace(DECISION, id=f"{kept}"), 11)
+                kept += 1
+
+        with pytest.raises(DataError, match="was not written: database or disk is full"):
+            fill()
+        store._connection.execute("PRAGMA max_page_count = 100000")
+        assert len(store.rows("x")) == kept > 10
+        store.add_decision(replace(DECISION, id=f"{kept}"), 11)
+        assert len(store.rows("x")) == kept + 1
 
 
 #: Writes decisions and outcomes for ever, and says what was acknowledged.
