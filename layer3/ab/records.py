@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
+import math
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from layer3.ab.assignment import Arm
 from layer3.errors import DataError
@@ -126,8 +126,12 @@ def check_outcome(outcome: Outcome) -> None:
         raise DataError(f"{what}: duration_s is {outcome.duration_s}, expected seconds from 0")
 
 
-def _finite(what: str, name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) <= sys.float_info.max:
-        raise DataError(
-            f"{what}: {name} is {value!r}, expected a finite number: record what is known, when it is known"
-        )
+def _finite(what: str, name: str, value: object) -> None:
+    if isinstance(value, Real) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if math.isfinite(number):
+            return
+    raise DataError(f"{what}: {name} is {value!r}, expected a finite number: record what is known, when it is known")
