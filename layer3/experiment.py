@@ -1,16 +1,18 @@
 """The policy against Kelly only on live decisions: assign, record what was decided, record what came of it.
 
     experiment = Experiment(Store(Path("ab.sqlite")), Design("policy-against-kelly"))
-    assigned = experiment.assign(signal)
-    decision = experiment.record_decision(assigned, decision_id=..., kelly_usd=..., policy_usd=..., ...)
+    decision = experiment.record_sizing(signal, engine.calculate_position(signal, cascade, price))
     ...                                   # hold decision.size_usd
     experiment.record_outcome(decision.id, pnl_usd=..., realised_return=..., duration_s=...)
+
+Who sizes in another way takes ``assign`` and ``record_decision`` one by one.
 
 ``python -m layer3.ab.report`` says what may be concluded. Each call that writes waits for the disk.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,12 +25,14 @@ from layer3.ab.guardrails import find_breach
 from layer3.ab.records import Decision, How, Outcome, Stop
 from layer3.ab.store import Store
 from layer3.errors import ConfigurationError, DataError
-from layer3.types import TacticalSignal
+from layer3.types import PositionSizingDecision, TacticalSignal
 
 __all__ = ["Assignment", "Experiment"]
 
 #: How far another machine's clock may be ahead.
 _AHEAD_NS: Final = 5_000_000_000
+#: The engine's stage that cuts a size to what all positions together may be.
+_LEVERAGE: Final = "leverage"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,32 @@ class Experiment:
             arm = Arm.POLICY if bucket(self.design.name, unit) < share else Arm.KELLY
             known = self._store.assign(self.design.name, unit, arm, share, now)
         return Assignment(known[0], "assigned", unit, signal.symbol, signal.strategy_id, known[1])
+
+    def record_sizing(
+        self, signal: TacticalSignal, sized: PositionSizingDecision, *, forced: Arm | None = None
+    ) -> Decision:
+        """Assign ``signal``, and record what the engine decided about it: hold the ``size_usd`` of what comes back.
+
+        Kelly's size is the whole chain's, before the policy, under the same limits: nothing where the engine
+        refused, no more than what the leverage left where it cut the policy's size.
+
+        Raises
+        ------
+        As :meth:`record_decision`.
+        """
+        kelly = abs(sized.cascade_adjusted_usd) if sized.refusal is None else 0.0
+        for stage in sized.stages:
+            if stage.name == _LEVERAGE and stage.output < stage.input:
+                kelly = min(kelly, stage.output * sized.portfolio_value)
+        return self.record_decision(
+            self.assign(signal, forced=forced),
+            decision_id=sized.decision_id,
+            kelly_usd=math.copysign(kelly, sized.direction),
+            policy_usd=sized.position_size_usd,
+            portfolio_value=sized.portfolio_value,
+            source=sized.multiplier_source,
+            decided_ns=sized.timestamp_ns,
+        )
 
     def record_decision(
         self,

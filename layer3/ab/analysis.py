@@ -28,12 +28,10 @@ from layer3.ab.store import Store
 from layer3.backtest.bootstrap import drawdown_interval, sharpe_difference_interval, sharpe_interval
 from layer3.backtest.record import Interval
 
-__all__ = ["FALLBACK", "Analysis", "ArmResult", "Look", "analyse"]
+__all__ = ["Analysis", "ArmResult", "Look", "analyse"]
 
 Floats = NDArray[np.float64]
 
-#: The source of a multiplier that no policy gave, as :mod:`layer3.size` and the engine name it.
-FALLBACK: Final = "fallback_kelly"
 _YEAR_DAYS: Final = 365.0
 #: The bootstrap's seed: the same store gives the same report.
 _SEED: Final = 7
@@ -119,7 +117,7 @@ def analyse(store: Store, name: str) -> Analysis:
     """
     text, started_ns = store.experiment(name)
     design, rows, stop = Design.from_text(text), store.rows(name), store.stopped(name)
-    seen = observe(rows, FALLBACK)
+    seen = observe(rows)
     until_ns = max([started_ns, *(max(row.known_ns, row.decision.decided_ns) for row in rows)])
     units = units_at(seen, until_ns)
     per_year = _units_per_year(seen, len(units.policy))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from layer3.ab.assignment import Arm
 from layer3.ab.records import Row
+from layer3.types import FALLBACK_KELLY
 
 __all__ = ["Observations", "Units", "observe", "units_at"]
 
@@ -67,8 +68,8 @@ class Units:
     base: Floats
 
 
-def observe(rows: Sequence[Row], fallback: str) -> Observations:
-    """Sort out what may be compared; ``fallback`` is the source of a multiplier that no policy gave."""
+def observe(rows: Sequence[Row]) -> Observations:
+    """Sort out what may be compared."""
     left_out: Counter[str] = Counter()
     assigned = []
     for row in rows:
@@ -99,7 +100,7 @@ def observe(rows: Sequence[Row], fallback: str) -> Observations:
         at_policy=policy * returns / values,
         base=kelly / values,
         held=size > 0.0,
-        fallback=np.array([row.decision.source == fallback for row, _ in known], dtype=np.bool_),
+        fallback=np.array([row.decision.source == FALLBACK_KELLY for row, _ in known], dtype=np.bool_),
         duration_s=np.array([outcome.duration_s for _, outcome in known], dtype=np.float64),
         decided_ns=np.array([row.decision.decided_ns for row, _ in known], dtype=np.int64),
         closed_ns=np.array([row.closed_ns for row, _ in known], dtype=np.int64),

@@ -12,7 +12,11 @@ from layer3.ab.assignment import DAY_NS, Arm, Design, bucket
 from layer3.ab.store import Store
 from layer3.errors import ConfigurationError, DataError
 from layer3.experiment import Experiment
-from layer3.types import Action, Regime, TacticalSignal
+from layer3.live.outcome import Limits
+from layer3.sizing.chain import SizingChain
+from layer3.sizing.chain import decide as decide_size
+from layer3.sizing.config import ChainConfig
+from layer3.types import Action, CascadeIndicators, Regime, TacticalSignal
 
 START = 1_767_225_600_000_000_000
 
@@ -106,6 +110,51 @@ def test_both_sizes_are_kept_and_one_is_held(store: Store, clock: Clock) -> None
         expected = (2_000.0, 1_000.0) if decision.arm is Arm.POLICY else (1_000.0, 2_000.0)
         assert (decision.size_usd, decision.counterfactual_usd) == expected
     assert [row.decision for row in store.rows("x")] == decisions
+
+
+def engine_says(number: int, multiplier: float, room: float = 2.0, stop: tuple[str, str] | None = None):
+    one = signal(number)
+    assessment = SizingChain(ChainConfig()).assess(one, CascadeIndicators(0.0001, 0.0, 1.0, 0.1, 0.0))
+    sized = decide_size(
+        one,
+        assessment,
+        multiplier=multiplier,
+        multiplier_source="gcp_api",
+        portfolio_value=50_000.0,
+        limit=Limits(2.0 - room, 2.0, 0.0, 0.02, stop).apply,
+        refusal=None if stop is None else stop[0],
+        decision_id=f"id-{number}",
+        timestamp_ns=START + number,
+    )
+    return one, sized, assessment.base_fraction * 50_000.0
+
+
+def test_what_the_engine_decided_is_recorded_with_both_sizes(store: Store, clock: Clock) -> None:
+    experiment = Experiment(store, Design("x"), clock=clock)
+    for number, multiplier in enumerate([0.0, 0.5, 1.0, 1.7]):
+        one, sized, base = engine_says(number, multiplier)
+        assert base > 0.0
+        decision = experiment.record_sizing(one, sized)
+        assert (decision.kelly_usd, decision.policy_usd) == pytest.approx((base, base * multiplier))
+        assert (decision.id, decision.source, decision.portfolio_value) == (f"id-{number}", "gcp_api", 50_000.0)
+        assert decision.decided_ns == START + number
+        assert experiment.record_sizing(one, sized) == decision
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0, 1.5])
+def test_what_cuts_the_policys_size_cuts_kellys(store: Store, clock: Clock, share: float) -> None:
+    experiment = Experiment(store, Design("x"), clock=clock)
+    base = engine_says(1, 1.0)[2]
+    one, sized, _ = engine_says(1, 2.0, room=share * base / 50_000.0)
+    decision = experiment.record_sizing(one, sized)
+    assert decision.policy_usd == pytest.approx(share * base)
+    assert decision.kelly_usd == pytest.approx(min(share, 1.0) * base)
+
+
+def test_what_the_engine_refused_is_zero_for_both(store: Store, clock: Clock) -> None:
+    one, sized, _ = engine_says(1, 1.5, stop=("kill_switch", "it is on"))
+    decision = Experiment(store, Design("x"), clock=clock).record_sizing(one, sized)
+    assert (decision.kelly_usd, decision.policy_usd) == (0.0, 0.0)
 
 
 def test_a_forced_arm_is_recorded_as_forced_and_changes_no_assignment(store: Store, clock: Clock) -> None:
