@@ -19,6 +19,7 @@ import numpy as np
 from layer3 import storage
 from layer3.agent.policy import Policy, load_policy
 from layer3.errors import ContractError, PolicyError, ReleaseError
+from layer3.moments import nanoseconds
 
 __all__ = [
     "CHANNEL",
@@ -184,16 +185,16 @@ def objection(policy: Policy, info: Mapping[str, Any], interval_seconds: int, fi
     """
     try:
         data = policy.manifest["data"]
-        theirs, end = int(data["interval_seconds"]), np.datetime64(str(data["end"])[:19], "ns").astype(np.int64)
+        theirs, end = int(data["interval_seconds"]), nanoseconds(data["end"])
         strangers = data["sha256"] != info["data_sha256"] and (policy.manifest["synthetic"] or info["synthetic"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         return f"champion {policy.model_id} does not say what it was trained on ({error!r}): release another one"
     if theirs != interval_seconds:
         return (
             f"champion {policy.model_id} was trained on bars of {theirs:,} seconds, these have {interval_seconds:,}: "
             "compare on bars of its own length, or release into another store"
         )
-    if end >= first and not strangers:
+    if end >= int(first) and not strangers:
         held = f"{np.datetime64(int(first), 'ns').astype('datetime64[s]')}+00:00"
         return (
             f"champion {policy.model_id} was trained on data up to {data['end']}, which reach into the held-out bars "

@@ -16,6 +16,7 @@ from layer3.backtest.metrics import summarise
 from layer3.backtest.record import BUY_AND_HOLD, CHAMPION, FLAT, KELLY_ONLY, POLICY, Evaluation, Evidence, Track
 from layer3.errors import EvaluationError
 from layer3.ledger import Ledger
+from layer3.moments import nanoseconds
 
 __all__ = ["MIN_DECISIONS", "Decide", "asking", "evaluate", "run", "run_buy_and_hold"]
 
@@ -137,7 +138,7 @@ def evaluate(
     config = config or EnvironmentConfig()
     trained = _training_period(policy)
     first = bars.timestamp[min(window.start, len(bars) - 1)]
-    if np.datetime64(trained["end"][:19]).astype("datetime64[ns]").astype(np.int64) >= first:
+    if nanoseconds(trained["end"]) >= int(first):
         raise EvaluationError(
             f"policy {policy.model_id} was trained on data up to {trained['end']}, the held-out period "
             f"starts at {_iso(first)}: what was trained on cannot judge; choose a later period"
@@ -188,7 +189,7 @@ def _training_period(policy: Policy) -> dict[str, str]:
     try:
         period = {name: str(policy.manifest["data"][name]) for name in ("start", "end")}
         for moment in period.values():
-            np.datetime64(moment[:19], "s")
+            nanoseconds(moment)
     except (KeyError, TypeError, ValueError):
         lacking.add("data")
     if lacking:

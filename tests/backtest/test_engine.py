@@ -313,6 +313,8 @@ def test_what_was_trained_on_cannot_judge(tmp_path: Path, last_trained: int, ref
         {"data": {"end": "2022-12-31T00:00:00+00:00"}},
         {"data": {"start": "long ago", "end": "2022-12-31T00:00:00+00:00"}},
         {"data": {"start": None, "end": "2022-12-31T00:00:00+00:00"}},
+        {"data": {"start": "2022-01-01T00:00:00+00:00", "end": ""}},
+        {"data": {"start": "2022-01-01T00:00:00+00:00", "end": "NaT"}},
     ],
 )
 def test_a_policy_of_unknown_training_cannot_be_judged(tmp_path: Path, manifest: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,16 @@ def test_a_champion_of_earlier_bars_is_a_fair_match(policy: Policy) -> None:
     assert champion.objection(like(policy), INFO, 3_600, HELD_OUT) is None
 
 
-@pytest.mark.parametrize("end", ["2023-01-10T00:00:00+00:00", "2024-01-01T00:00:00+00:00"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        "2023-01-10T00:00:00+00:00",
+        "2024-01-01T00:00:00+00:00",
+        "2023-01-09T20:00:00-05:00",
+        "2300-01-01T00:00:00+00:00",
+        "9999-12-31T23:00:00+00:00",
+    ],
+)
 def test_one_that_knows_the_held_out_bars_is_not(policy: Policy, end: str) -> None:
     told = champion.objection(like(policy, data=DATA | {"end": end}), INFO, 3_600, HELD_OUT)
     assert told is not None
@@ -130,7 +140,15 @@ def test_another_bar_length_is_no_match(policy: Policy) -> None:
     assert "bars of 3,600 seconds, these have 86,400" in told
 
 
-@pytest.mark.parametrize("data", [None, {}, DATA | {"end": "long ago"}, DATA | {"interval_seconds": "an hour"}])
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        {},
+        *(DATA | {"end": end} for end in ("long ago", "", "NaT", "2022", None, 1_672_531_200)),
+        *(DATA | {"interval_seconds": seconds} for seconds in ("an hour", math.inf, math.nan)),
+    ],
+)
 def test_one_of_unknown_training_is_no_match(policy: Policy, data: Any) -> None:
     told = champion.objection(like(policy, data=data), INFO, 3_600, HELD_OUT)
     assert told is not None
