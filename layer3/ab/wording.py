@@ -82,7 +82,7 @@ def difference_rows(analysis: Analysis) -> list[Difference]:
         value, ends = _comparison(found)
         rows.append(Difference(label, value, ends, _p(found.p) if found else MISSING, "one look"))
     value, ends = _interval(analysis.sharpe_difference, signed=True)
-    rows.append(Difference("Sharpe, annual, bootstrap", value, ends, "", "one look"))
+    rows.append(Difference("Sharpe, annual, both sizes", value, ends, "", "one look"))
     return rows
 
 
