@@ -1,0 +1,465 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import random
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from layer3.live.configuration import load_config
+from layer3.live.log_file import read_all
+from layer3.live.loop import Runner, SignalClock
+from layer3.live.phase1 import Layer3Phase1
+from layer3.live.streams import Lines, Message, Stop, TextSink
+from tests.fakes.policy_server import ANSWER, PolicyServer
+from tests.fakes.servers import free_port, redis_server, running, wait_for
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "config" / "example_signals.jsonl"
+COMMAND = [sys.executable, "-m", "layer3.live.runner"]
+#: What differs between two runs that decide the same.
+OWN = ("decision_id", "latency_ms", "line", "entry", "config_hash")
+
+
+def environment(**settings: object) -> dict[str, str]:
+    plain = {"HIMARI_L3__METRICS__PORT": "0", "OMP_NUM_THREADS": "1", "TERM": "xterm-256color", "COLUMNS": "160"}
+    return {**os.environ, **plain, **{f"HIMARI_L3__{name}": str(value) for name, value in settings.items()}}
+
+
+def run(*arguments: object, stdin: bytes = b"", **settings: object) -> subprocess.CompletedProcess[bytes]:
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, input=stdin, capture_output=True, env=environment(**settings), cwd=ROOT, timeout=60)
+
+
+@contextlib.contextmanager
+def start(*arguments: object, **settings: object) -> Iterator[subprocess.Popen[bytes]]:
+    """A runner that is killed where the test does not end it."""
+    pipe, command = subprocess.PIPE, [*COMMAND, *map(str, arguments)]
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment(**settings), cwd=ROOT
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def answers(output: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def plain(answer: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in answer.items() if name not in OWN}
+
+
+def fresh(number: int = 0, **changes: object) -> bytes:
+    """A signal of now."""
+    message = json.loads(EXAMPLE.read_text().splitlines()[number])
+    message["signal"] |= {"timestamp_ns": time.time_ns(), **changes}
+    del message["price_timestamp_ns"]
+    return json.dumps(message).encode() + b"\n"
+
+
+@pytest.fixture(scope="module")
+def whole() -> list[dict[str, Any]]:
+    """The answers to the example, without stopping."""
+    done = run("--input", EXAMPLE, "--clock", "signal")
+    assert done.returncode == 0, done.stderr
+    return answers(done.stdout)
+
+
+def test_the_example_is_answered_line_by_line(whole: list[dict[str, Any]]) -> None:
+    assert [answer["line"] for answer in whole] == list(range(1, 53))
+    assert sum("decision_id" in answer for answer in whole) == 49
+    refused = {answer["line"]: answer["refusal"] for answer in whole if answer.get("refusal")}
+    assert refused == {41: "bad_input", 45: "stale_price"}
+    [torn, misspelt] = [answer for answer in whole if "error" in answer]
+    assert (torn["line"], torn["field"], torn["position_size_usd"]) == (44, "", 0.0)
+    assert (misspelt["line"], misspelt["field"]) == (46, "signal.confidense")
+    assert whole[49] == {"line": 50, "residual": {"symbol": "BTC-USDT", "learnt": True}}
+    assert {answer["action"] for answer in whole if "action" in answer} >= {"buy", "sell", "hold", "strong_sell"}
+    assert any(answer.get("position_size_usd", 0.0) > 0.0 for answer in whole)
+
+
+def test_a_recorded_stream_is_stale_by_the_machines_clock() -> None:
+    done = run("--input", EXAMPLE, "--once")
+    [answer] = answers(done.stdout)
+    assert (answer["refusal"], answer["position_size_usd"]) == ("stale_price", 0.0)
+
+
+def test_every_decision_of_the_log_can_be_made_again(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    done = run("--input", EXAMPLE, "--clock", "signal", "--log", log, "--output", tmp_path / "out" / "d.jsonl")
+    assert (done.returncode, done.stdout) == (0, b"")
+    command = [sys.executable, "-m", "layer3.live.replay", "--log", str(log)]
+    again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (again.returncode, again.stdout) == (0, "49 decisions made again, 0 differ (0 fields)\n")
+    kinds = [record["kind"] for record in read_all(log)]
+    assert kinds == ["head", *["decision"] * 43, "rejected", "decision", "rejected", *["decision"] * 3, "residual",
+                     *["decision"] * 2]  # fmt: skip
+    assert [record["origin"]["line"] for record in read_all(log) if "origin" in record] == list(range(1, 53))
+    assert answers((tmp_path / "out" / "d.jsonl").read_bytes())[0]["line"] == 1
+
+
+def test_stopped_and_started_it_decides_as_if_it_had_not_been(tmp_path: Path, whole: list[dict[str, Any]]) -> None:
+    lines = EXAMPLE.read_bytes().splitlines(keepends=True)
+    settings = {"STATE__PATH": tmp_path / "state.json", "DECISION_LOG__PATH": tmp_path / "log.jsonl"}
+    found = []
+    for part in (lines[:7], lines[7:30], lines[30:]):
+        done = run("--clock", "signal", stdin=b"".join(part), **settings)
+        assert done.returncode == 0
+        found += answers(done.stdout)
+    assert [plain(answer) for answer in found] == [plain(answer) for answer in whole]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_told_to_stop_while_it_waits(tmp_path: Path, name: str) -> None:
+    with start(STATE__PATH=tmp_path / "state.json", DECISION_LOG__PATH=tmp_path / "log.jsonl") as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for number in range(3):
+            process.stdin.write(fresh(number))
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["position_size_usd"] > 0.0
+        process.send_signal(getattr(signal, name))
+        output, errors = process.communicate(timeout=20)
+    assert (process.returncode, output) == (0, b"")
+    assert json.loads((tmp_path / "state.json").read_text())["state"]["memory"]["symbols"].keys() == {
+        "BTC-USDT",
+        "ETH-USDT",
+    }
+    last = json.loads(errors.splitlines()[-1])
+    assert (last["message"], last["answered"]) == ("stopped by a signal", 3)
+
+
+def test_told_to_stop_while_it_works_it_finishes_what_is_in_hand(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    with start("--log", log, "--clock", "signal", DECISION_LOG__FSYNC="none") as process:
+        assert process.stdin is not None
+        feed = threading.Thread(
+            target=_feed, args=(process.stdin.fileno(), EXAMPLE.read_bytes().splitlines(keepends=True)[0])
+        )
+        feed.start()
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        threading.Timer(0.3, process.send_signal, (signal.SIGTERM,)).start()
+        rest = process.stdout.read()
+        assert process.wait(20) == 0
+        feed.join()
+    found = answers(first + rest)
+    logged = [record["decision"]["decision_id"] for record in read_all(log) if record["kind"] == "decision"]
+    assert [answer["decision_id"] for answer in found] == logged
+    assert len(found) > 10
+
+
+def _feed(pipe: int, line: bytes) -> None:
+    try:
+        while True:
+            os.write(pipe, line)
+    except BrokenPipeError:
+        pass
+
+
+def test_the_wrong_arguments(tmp_path: Path) -> None:
+    for arguments, says in (
+        (["--config", "absent.yaml"], b"absent.yaml"),
+        (["--input", "absent.jsonl"], b"cannot read the signals absent.jsonl"),
+        (["--input", "http://127.0.0.1/x"], b"expected - or a file or redis://"),
+        (["--input", "redis://127.0.0.1:1/0"], b"names no stream"),
+        (["--input", "redis://:secret@127.0.0.1:1/0?stream=s"], b"no Redis answers at redis://127.0.0.1:1/0:"),
+        (["--output", tmp_path], b"cannot write the decisions"),
+        (["--limit", "0"], b"whole number from 1"),
+        (["--log", "/proc/nowhere/log"], b"error:"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 2, done.stderr
+        assert says in done.stderr
+        assert b"Traceback" not in done.stderr
+        assert b"secret" not in done.stderr
+    assert b"--clock" in run("--help").stdout
+
+
+def test_an_output_that_cannot_be_written_ends_it() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*COMMAND, "--input", str(EXAMPLE), "--clock", "signal"], stdout=full, stderr=subprocess.PIPE,
+            env=environment(), cwd=ROOT, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert b"No space left" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_log_that_cannot_be_written_ends_it_before_the_answer_is_out(tmp_path: Path) -> None:
+    import resource
+
+    def small_files() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    done = subprocess.run(
+        [*COMMAND, "--input", str(EXAMPLE), "--clock", "signal", "--log", str(tmp_path / "log.jsonl")],
+        capture_output=True, env=environment(), cwd=ROOT, timeout=60, preexec_fn=small_files,
+    )  # fmt: skip
+    assert done.returncode == 1
+    logged = [record["decision"]["decision_id"] for record in read_all(tmp_path / "log.jsonl") if "decision" in record]
+    assert 0 < len(logged) < 49
+    assert [answer["decision_id"] for answer in answers(done.stdout)] == logged
+
+
+def test_the_served_policy_is_asked_in_cloud_mode() -> None:
+    with PolicyServer() as server:
+        cloud = {"DEPLOYMENT_MODE": "cloud", "POLICY__ENDPOINT": server.url, "POLICY__TIMEOUT_MS": 5_000}
+        done = run("--input", EXAMPLE, "--clock", "signal", "--once", **cloud)
+    [answer] = answers(done.stdout)
+    assert (answer["multiplier_source"], answer["multiplier"]) == ("gcp_api", ANSWER["position_multiplier"])
+
+
+def test_metrics_are_served_while_it_runs() -> None:
+    port = free_port()
+    with start(METRICS__PORT=port) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(fresh())
+        process.stdin.flush()
+        process.stdout.readline()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+        process.terminate()
+        process.communicate(timeout=20)
+    assert 'himari_l3_position_decisions_total{strategy_id="synthetic-momentum"} 1.0' in text
+
+
+def test_a_changed_configuration_is_taken_up_and_recorded(tmp_path: Path) -> None:
+    config, log = tmp_path / "layer3.yaml", tmp_path / "log.jsonl"
+    config.write_text("hot_reload: true\nportfolio_value: 100000.0\n")
+    with start("--config", config, "--log", log) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def worth() -> float:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(fresh())
+            process.stdin.flush()
+            return float(json.loads(process.stdout.readline())["portfolio_value"])
+
+        assert worth() == 100_000.0
+        partial = tmp_path / "new"
+        partial.write_text("hot_reload: true\nportfolio_value: 200000.0\n")
+        partial.replace(config)
+        wait_for(lambda: worth() == 200_000.0)
+        process.terminate()
+        process.communicate(timeout=20)
+    assert [record["kind"] for record in read_all(log)].count("configuration") == 1
+    command = [sys.executable, "-m", "layer3.live.replay", "--log", str(log)]
+    again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert again.returncode == 0, again.stdout
+
+
+def _in_terminal(*arguments: object) -> str:
+    """What a terminal shows of the runner."""
+    main, secondary = pty.openpty()
+    command = [*COMMAND, *map(str, arguments)]
+    with subprocess.Popen(command, stdout=secondary, stderr=secondary, env=environment(), cwd=ROOT) as process:
+        os.close(secondary)
+        shown = b""
+        while select.select([main], [], [], 30.0)[0]:
+            try:
+                shown += os.read(main, 65_536)
+            except OSError:  # the other end is closed
+                break
+        assert process.wait(20) == 0
+    os.close(main)
+    return shown.decode()
+
+
+def test_a_terminal_shows_a_table_unless_it_is_the_output(tmp_path: Path) -> None:
+    fixed = ("--input", EXAMPLE, "--clock", "signal")
+    shown = _in_terminal(*fixed, "--output", tmp_path / "d.jsonl")
+    assert "50 decisions" not in shown
+    assert "49 decisions" in shown
+    assert "2 no signals" in shown
+    assert "synthetic-reversal" in shown
+    assert len(answers((tmp_path / "d.jsonl").read_bytes())) == 52
+    assert "49 decisions" not in _in_terminal(*fixed, "--output", tmp_path / "d.jsonl", "--no-table")
+    assert "49 decisions" not in _in_terminal(*fixed)
+
+
+class TestRedis:
+    @pytest.fixture
+    def port(self) -> int:
+        return free_port()
+
+    @pytest.fixture
+    def client(self, port: int, tmp_path: Path) -> Iterator[redis.Redis]:
+        command = redis_server(port, tmp_path)
+        with running(*command, port=port, log=tmp_path / "redis.log"), redis.Redis(port=port) as client:
+            yield client
+
+    @staticmethod
+    def addresses(port: int) -> tuple[str, ...]:
+        base = f"redis://127.0.0.1:{port}/0"
+        return "--input", f"{base}?stream=signals&consumer=c1", "--output", f"{base}?stream=decisions"
+
+    @staticmethod
+    def out(client: redis.Redis) -> list[dict[str, Any]]:
+        return [json.loads(fields[b"data"]) for _, fields in client.xrange("decisions")]  # type: ignore[union-attr]
+
+    def test_a_stream_is_answered_and_acknowledged(
+        self, client: redis.Redis, port: int, whole: list[dict[str, Any]]
+    ) -> None:
+        for line in EXAMPLE.read_bytes().splitlines():
+            client.xadd("signals", {"data": line})
+        client.xadd("signals", {"else": "x"})
+        done = run(*self.addresses(port), "--clock", "signal", "--limit", 53)
+        assert done.returncode == 0, done.stderr
+        found = self.out(client)
+        assert [plain(answer) for answer in found[:43]] == [plain(answer) for answer in whole[:43]]
+        assert found[-1]["field"] == ""
+        entries = [entry.decode() for entry, _ in client.xrange("signals")]  # type: ignore[union-attr]
+        assert [answer["entry"] for answer in found] == entries
+        assert client.xpending("signals", "layer3")["pending"] == 0  # type: ignore[index]
+
+    def test_killed_again_and_again_it_sizes_each_signal_once(
+        self, client: redis.Redis, port: int, tmp_path: Path
+    ) -> None:
+        rng = random.Random(3)
+        lines = EXAMPLE.read_bytes().splitlines()
+        entries = [client.xadd("signals", {"data": lines[i % 40]}).decode() for i in range(400)]  # type: ignore[union-attr]
+        log = tmp_path / "log.jsonl"
+        arguments = (*self.addresses(port), "--clock", "signal", "--log", log)
+        for _ in range(5):
+            before = client.xlen("decisions")
+            with start(*arguments, LOGGING__LEVEL="ERROR") as process:
+                wait_for(lambda: client.xlen("decisions") > before)  # noqa: B023
+                time.sleep(rng.uniform(0.0, 0.15))
+                process.kill()
+                process.communicate()
+        left = client.xinfo_groups("signals")[0]
+        assert 0 < left["lag"] + left["pending"] < 400  # type: ignore[index]
+        with start(*arguments, LOGGING__LEVEL="ERROR") as process:
+            wait_for(lambda: (g := client.xinfo_groups("signals")[0])["lag"] == 0 and g["pending"] == 0, 60.0)  # type: ignore[index]
+            process.terminate()
+            process.communicate(timeout=20)
+        assert process.returncode == 0
+        logged = [record["origin"]["entry"] for record in read_all(log) if record["kind"] == "decision"]
+        assert logged == entries
+        told: dict[str, str] = {}
+        for answer in self.out(client):
+            assert told.setdefault(answer["entry"], answer["decision_id"]) == answer["decision_id"]
+        assert list(told) == entries
+
+    def test_a_redis_that_goes_and_comes_back_is_waited_for(self, port: int, tmp_path: Path) -> None:
+        command = redis_server(port, tmp_path)
+        with contextlib.ExitStack() as held:
+            with running(*command, port=port, log=tmp_path / "r1") as server, redis.Redis(port=port) as client:
+                client.xadd("signals", {"data": fresh()})
+                process = held.enter_context(start(*self.addresses(port)))
+                wait_for(lambda: client.xlen("decisions") == 1)
+                server.terminate()
+                server.wait()
+            time.sleep(0.5)
+            with running(*command, port=port, log=tmp_path / "r2"), redis.Redis(port=port) as client:
+                client.xadd("signals", {"data": fresh()})
+                wait_for(lambda: client.xlen("decisions") == 2)
+                process.terminate()
+                _, errors = process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert b"Redis is away" in errors
+        assert b"Traceback" not in errors
+
+    def test_told_to_stop_while_redis_is_away(self, port: int, tmp_path: Path) -> None:
+        with contextlib.ExitStack() as held:
+            command = redis_server(port, tmp_path)
+            with running(*command, port=port, log=tmp_path / "r1") as server, redis.Redis(port=port) as client:
+                client.xadd("signals", {"data": fresh()})
+                process = held.enter_context(start(*self.addresses(port), STATE__PATH=tmp_path / "state.json"))
+                wait_for(lambda: client.xlen("decisions") == 1)
+                server.terminate()
+                server.wait()
+            time.sleep(0.3)
+            process.terminate()
+            process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert (tmp_path / "state.json").exists()
+
+
+class Kept:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def write(self, text: str) -> None:
+        self.lines.append(text)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def pairs() -> st.SearchStrategy[bytes]:
+    example = EXAMPLE.read_bytes().splitlines()[0]
+    cut = st.integers(0, len(example)).map(lambda n: example[:n])
+    words = [b"NaN", b"-1", b'"x"', b"null", b"[]", b"{}", b"1e999", b"true", b"9" * 400]
+    values = [b"0.866", b"0.186", b'"buy"', b'"trending_up"', b"1767225600000000000", b"0.0002", b"[]"]
+    swapped = st.tuples(st.sampled_from(values), st.sampled_from(words)).map(lambda pair: example.replace(*pair))
+    return st.one_of(st.binary(max_size=60), cut, swapped, st.text(max_size=20).map(str.encode))
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(pairs(), max_size=5))
+def test_whatever_the_line_it_is_answered(lines: list[bytes]) -> None:
+    clock, sink, stop = SignalClock(), Kept(), Stop()
+    read, write = os.pipe()
+    try:
+        os.write(write, b"\n".join(lines))
+        os.close(write)
+        with Layer3Phase1(load_config(None, {"policy": {"enabled": False}}), clock=clock) as engine:
+            source = Lines(read, stop)
+            Runner(engine, source, sink, None, None, clock).run(None)
+            source.close()
+    finally:
+        stop.close()
+    expected = [line for line in b"\n".join(lines).split(b"\n") if line.strip()]
+    assert len(sink.lines) == len(expected)
+    for text in sink.lines:
+        answer = json.loads(text)
+        assert "\n" not in text
+        assert -50_000.0 <= answer["position_size_usd"] <= 50_000.0
+
+
+def test_a_line_without_end_is_answered_and_the_next_one_too(tmp_path: Path) -> None:
+    stop = Stop()
+    content = b"x" * (3 * 2**20) + b"\n\n  \nlast"
+    path = tmp_path / "lines"
+    path.write_bytes(content)
+    source = Lines(os.open(path, os.O_RDONLY), stop)
+    assert list(source.messages()) == [Message(1, None), Message(4, b"last")]
+    path.write_bytes(b"x" * (2**20 + 1))
+    source.close()
+    source = Lines(os.open(path, os.O_RDONLY), stop)
+    assert list(source.messages()) == [Message(1, None)]
+    source.close()
+    stop.close()
+
+
+def test_a_sink_writes_whole_lines(tmp_path: Path) -> None:
+    sink = TextSink(os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT))
+    sink.write("a")
+    sink.write("ü" * 100_000)
+    sink.close()
+    assert (tmp_path / "out").read_text() == "a\n" + "ü" * 100_000 + "\n"
