@@ -111,7 +111,7 @@ def _walked(
         if whole.training["data_sha256"] != info["data_sha256"]:
             raise EvaluationError("the folds were trained on other data: train them again")
         stitched = stitch(bars, whole)
-    except EvaluationError as error:
+    except (EvaluationError, PolicyError) as error:
         problems["walk_forward"] = str(error)
         return None
     # Of a seed's record over all test pieces, so the same for each of its folds.

@@ -46,7 +46,7 @@ def find_run(runs: Path, wanted: str) -> Path:
     if fitting:
         raise ConfigurationError(f"{len(fitting)} runs begin with {wanted!r}: {_some(fitting)}; say more of the id")
     near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.4)
-    hint = f"did you mean {_some(near)}?" if near else f"there are {_some(names[::-1])}"
+    hint = f"did you mean {_some(near)}?" if near else f"there are {_some(names[::-1])};"
     raise ConfigurationError(f"there is no run {wanted!r} in {runs}; {hint} RUN={LATEST} is the last one")
 
 

@@ -86,7 +86,9 @@ def _track_record(evaluation: Evaluation, config: GateConfig) -> list[Criterion]
     years = _sound(trust.years, 0.0, _NEVER) if trust else None
     needed = _sound(trust.years_needed, 0.0, _NEVER) if trust else None
     why = _why(evaluation.evidence, "trust", "how long the record is, is not known")
-    if trust and years is not None:
+    if trust and years is not None and trust.sharpe is None:
+        why = "the returns are too few, or have no spread, or all was lost"
+    elif trust and years is not None:
         why = f"at a Sharpe ratio of {_ratio(trust.sharpe)} no length of record would show that the true one is above 0"
     if years is None or needed is None:
         return [_criterion("track_record", None, ">=", least, "", why)]
@@ -177,7 +179,10 @@ def _champion(evaluation: Evaluation, _: GateConfig) -> list[Criterion]:
         nobody = "There is no champion yet: nothing to be worse than."
         return [_criterion("versus_champion", 0.0, ">=", 0.0, nobody, "")]
     name = f"the champion {evidence.champion or ''}".rstrip()
-    why = _why(evidence, "differences", f"{name} was not compared with on the same bars")
+    otherwise = f"{name} was not compared with on the same bars"
+    if difference:
+        otherwise = f"the policy or {name} has no Sharpe ratio on these bars"
+    why = _why(evidence, "differences", otherwise)
     high = difference.sharpe.high if difference else None
     sentence = f"{_compared(difference, name)}; the upper end must not be below 0."
     return [_criterion("versus_champion", high, ">=", 0.0, sentence, why)]

@@ -44,7 +44,7 @@ def parse_override(name: str, reason: str) -> Override | None:
     Raises
     ------
     ConfigurationError : only one of them is given, it is longer than 200 (name) or 1,000 (reason)
-        characters, or not one line of text
+        characters, or not one line of text that a reader sees as it stands
     """
     given = {"name": (name, 200), "reason": (reason, 1_000)}
     if not any(isinstance(text, str) and text.strip() for text, _ in given.values()):
@@ -56,7 +56,9 @@ def parse_override(name: str, reason: str) -> Override | None:
             raise ConfigurationError(
                 f"the override's {key} has {len(text.strip()):,} characters, at most {longest:,} are recorded"
             )
-        if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text.strip()):
+        # Signs of the category Cf are not seen, or turn what stands after them around.
+        unseen = any(unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") for character in text.strip())
+        if unseen or not any(map(str.isalnum, text)):
             raise ConfigurationError(f"the override's {key} is {text.strip()[:60]!r}, expected one line of text")
     return Override(name.strip(), reason.strip())
 

@@ -377,6 +377,9 @@ def test_there_may_be_no_champion_but_one_that_cannot_be_walked_fails() -> None:
     uncompared = judge(evaluation(replace(GOOD, differences=(KELLY,))))
     assert failed(uncompared) == ["versus_champion"]
     assert "himari-000 was not compared with" in asked(uncompared)["versus_champion"].sentence
+    lost = judge(evaluation(with_champion(estimate=None, low=None, high=None)))
+    assert failed(lost) == ["versus_champion"]
+    assert "or the champion himari-000 has no Sharpe ratio on these bars" in asked(lost)["versus_champion"].sentence
     unnamed = judge(evaluation(replace(GOOD, champion=None)))
     assert failed(unnamed) == []
     assert "None" not in asked(unnamed)["versus_champion"].sentence
@@ -410,6 +413,11 @@ def test_too_short_a_record_says_how_much_more_it_needs(years: float, needed: fl
 def test_a_ratio_that_no_length_would_prove_says_so() -> None:
     criterion = asked(judge(evaluation(with_trust(years_needed=None, sharpe=-0.3))))["track_record"]
     assert "at a Sharpe ratio of -0.30 no length of record would show" in criterion.sentence
+
+
+def test_a_record_without_a_ratio_is_not_said_to_have_one() -> None:
+    sentence = asked(judge(evaluation(with_trust(sharpe=None, years_needed=None))))["track_record"].sentence
+    assert sentence.endswith("the returns are too few, or have no spread, or all was lost.")
 
 
 def test_the_walk_forward_can_be_left_out_visibly() -> None:
@@ -513,6 +521,9 @@ def test_an_override_that_was_not_needed_is_not_recorded() -> None:
         ("Ada", "a\x1b[31mred", "one line"),
         ("Ada", "a\u2028b", "one line"),
         ("Ada", "a\ud800b", "one line"),
+        ("\u200b", "because", "name is .*one line"),
+        ("Ada\u202eevelyn", "because", "one line"),
+        ("Ada", "...", "reason is .*one line"),
         (None, "because", "the override has no name"),
         ("Ada", 7, "the override has no reason"),
     ],

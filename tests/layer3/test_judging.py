@@ -18,6 +18,7 @@ from layer3.backtest.engine import run
 from layer3.backtest.evidence import Effort
 from layer3.backtest.gate import judge
 from layer3.backtest.record import BUY_AND_HOLD, CHAMPION, FLAT, KELLY_ONLY, POLICY, Evaluation
+from layer3.backtest.walk_forward import load_folds, save_folds
 from layer3.champion import CHANNEL, FILES, Champion, Channel
 from layer3.errors import HimariError
 from layer3.judging import judge_policy
@@ -173,6 +174,14 @@ def test_folds_that_are_missing_or_of_other_data_are_a_finding(done: Run, tmp_pa
     save_bars(tmp_path / "features", bars, info | {"data_sha256": "ef" * 32})
     other = done.judge(features=tmp_path / "features", store=str(tmp_path / "store"))
     assert "trained on other data" in failed(other, "walk_forward")
+
+
+def test_folds_whose_policies_cannot_be_used_are_a_finding(done: Run, tmp_path: Path) -> None:
+    whole = load_folds(done.walks[0])
+    first = {name: np.full_like(tensor, np.nan) for name, tensor in whole.tensors[0][0].items()}
+    save_folds(tmp_path / "walk", dataclasses.replace(whole, tensors=((first, *whole.tensors[0][1:]),)))
+    broken = done.judge(walks=[tmp_path / "walk", done.walks[1]], store=str(tmp_path / "store"))
+    assert "holds numbers that are not finite" in failed(broken, "walk_forward")
 
 
 def test_a_ledger_that_says_nothing_fails_what_counts_on_it(done: Run, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_latest_passes_over_records_that_cannot_be_read(runs: Path) -> None:
     [
         ("himari-training", r"2 runs begin with 'himari-training': .*aa11, .*bb22; say more of the id"),
         ("himari-trianing-20260102-000000-bb22", r"no run .*did you mean himari-training-20260102-000000-bb22"),
-        ("zzz", r"there is no run 'zzz' in .*; there are himari-tuning"),
+        ("zzz", r"there is no run 'zzz' in .*; there are himari-tuning.*; RUN=latest is the last one"),
         ("../runs/" + IDS[0], r"there is no run"),
         ("no-manifest", r"there is no run"),
     ],
