@@ -181,14 +181,21 @@ def objection(policy: Policy, info: Mapping[str, Any], interval_seconds: int, fi
 
     ``info`` is what ingest knows of the candidate's data, ``first`` the open of the first held-out bar in UTC
     nanoseconds. A champion that was trained on those bars would be no fair match. Simulated markets have
-    nothing in common but their dates, so that only one's own history counts there.
+    nothing in common but their dates, so that only one's own history counts there; and what happens on one says
+    nothing of a champion of a real market.
     """
     try:
         data = policy.manifest["data"]
         theirs, end = int(data["interval_seconds"]), nanoseconds(data["end"])
-        strangers = data["sha256"] != info["data_sha256"] and (policy.manifest["synthetic"] or info["synthetic"])
+        simulated = policy.manifest["synthetic"]
+        strangers = data["sha256"] != info["data_sha256"] and (simulated or info["synthetic"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         return f"champion {policy.model_id} does not say what it was trained on ({error!r}): release another one"
+    if info["synthetic"] and not simulated:
+        return (
+            f"champion {policy.model_id} was trained on a real market and these bars are simulated: whoever is better "
+            "here is not fit to take its place; release into another store"
+        )
     if theirs != interval_seconds:
         return (
             f"champion {policy.model_id} was trained on bars of {theirs:,} seconds, these have {interval_seconds:,}: "

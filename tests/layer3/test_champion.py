@@ -134,6 +134,13 @@ def test_another_simulated_market_has_only_its_dates_in_common(
     assert (champion.objection(late, INFO | {"synthetic": synthetic}, 3_600, HELD_OUT) is None) is fair
 
 
+def test_a_simulated_market_does_not_unseat_the_champion_of_a_real_one(policy: Policy) -> None:
+    told = champion.objection(like(policy, synthetic=False), INFO | {"synthetic": True}, 3_600, HELD_OUT)
+    assert told is not None
+    assert "trained on a real market and these bars are simulated" in told
+    assert champion.objection(like(policy, synthetic=True), INFO | {"synthetic": False}, 3_600, HELD_OUT) is None
+
+
 def test_another_bar_length_is_no_match(policy: Policy) -> None:
     told = champion.objection(like(policy), INFO, 86_400, HELD_OUT)
     assert told is not None
