@@ -40,6 +40,9 @@ OUTPUT = build/layer3/decisions.jsonl
 LOG = build/layer3/log.jsonl
 # signal: the clock is that of the signals, as the recorded example needs it; live signals go by the machine's.
 CLOCK = $(if $(filter config/example_signals.jsonl,$(INPUT)),signal,machine)
+# Of an A/B test: which of a store's experiments, and a page to write.
+EXPERIMENT =
+HTML =
 TRIALS = 20
 JOBS = 2
 ASSETS = BTC,ETH,SOL
@@ -47,9 +50,9 @@ ASSETS = BTC,ETH,SOL
 SEEDS =
 # Through the environment, so that no quote or space in a value can change a command.
 export DATA SYMBOL SEED STEPS MEMBERS FOLDS FOLD_SEEDS FOLD_KIND THRESHOLD GATE OVERRIDE_NAME OVERRIDE_REASON RUN
-export STORE HOST PORT SIGNAL SIZING ENDPOINT TRIALS JOBS ASSETS SEEDS LAYER3 INPUT OUTPUT LOG CLOCK
+export STORE HOST PORT SIGNAL SIZING ENDPOINT TRIALS JOBS ASSETS SEEDS LAYER3 INPUT OUTPUT LOG CLOCK EXPERIMENT HTML
 
-.PHONY: help install compile run-local explain tune assets serve size run-layer3 replay rollback release-status test lint format types imports check bench bench-training bench-evaluation calibrate lock clean
+.PHONY: help install compile run-local explain tune assets serve size run-layer3 replay ab-report rollback release-status test lint format types imports check bench bench-training bench-evaluation calibrate lock clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,6 +100,10 @@ run-layer3: $(READY) ## size a stream of signals (INPUT=, OUTPUT=, LOG=, LAYER3=
 replay: $(READY) ## make every decision of a log again and show differences (LOG=FILE)
 	@$(BIN)/python -m layer3.live.replay --log="$$LOG"
 
+ab-report: STORE = ab.sqlite
+ab-report: $(READY) ## what an A/B test of policy against Kelly says (STORE=FILE, EXPERIMENT=, HTML=FILE)
+	@$(BIN)/python -m layer3.ab.report --store="$$STORE" $(if $(EXPERIMENT),--experiment="$$EXPERIMENT") $(if $(HTML),--html="$$HTML")
+
 rollback: $(READY) ## put the champion before this one back into service
 	@$(BIN)/python -m serving.release rollback --store="$$STORE"
 
@@ -123,7 +130,7 @@ imports: $(READY) ## the import rules
 check: lint types imports test ## everything that CI runs
 
 bench: $(READY) ## the short benchmarks
-	@for name in hot_path local_run; do echo "== bench/$$name.py"; $(BIN)/python -m bench.$$name; done
+	@for name in hot_path local_run engine remote ab; do echo "== bench/$$name.py"; $(BIN)/python -m bench.$$name; done
 
 bench-evaluation: $(READY) ## a whole evaluation, and bars per second beside other backtesters
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[peers]'
