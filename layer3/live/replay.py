@@ -35,6 +35,7 @@ __all__ = ["Difference", "Outcome", "main", "replay"]
 #: Not compared: how long it took, and what is counted anew in each process.
 _SKIPPED: Final = ("latency_ms", "decision_id")
 _KILLED: Final = "not sized: the kill switch is on: "
+_OF_TYPE: Final = "of type "
 _MISSING: Final = "(no such field)"
 
 
@@ -176,7 +177,7 @@ def _config(record: Mapping[str, Any]) -> Layer3Config:
 def _again(engine: Layer3Phase1, record: Mapping[str, Any], clock: _Clock, sources: _Recorded) -> Iterator[Difference]:
     """What differs between a recorded decision and the same one made now."""
     then = record["decision"]
-    given = dict(record["inputs"])
+    given = _foreign(record["inputs"])
     clock.now_ns = given.pop("now_ns")
     sources.answer = Answer(
         then["multiplier"],
@@ -193,6 +194,17 @@ def _again(engine: Layer3Phase1, record: Mapping[str, Any], clock: _Clock, sourc
     for field, recorded, value in _compare("", then, now):
         if field not in _SKIPPED:
             yield Difference(then["decision_id"], field, recorded, value)
+
+
+def _foreign(value: Any) -> Any:
+    """``value`` with a stand-in of the same type's name wherever the log could only say of which type something was."""
+    if isinstance(value, Mapping):
+        return {key: _foreign(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_foreign(entry) for entry in value]
+    if isinstance(value, str) and value.startswith(_OF_TYPE):
+        return type(value.removeprefix(_OF_TYPE), (), {})()
+    return value
 
 
 def _compare(where: str, recorded: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:

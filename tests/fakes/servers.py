@@ -45,7 +45,7 @@ def redis_server(port: int, folder: Path) -> list[str]:
     return [binary("redis-server"), "--port", str(port), "--dir", str(folder), *fixed]
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Return when ``condition`` holds; fail when it does not within ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
