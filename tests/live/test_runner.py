@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import pty
 import random
@@ -25,6 +26,7 @@ from layer3.live.configuration import load_config
 from layer3.live.log_file import read_all
 from layer3.live.loop import Runner, SignalClock
 from layer3.live.phase1 import Layer3Phase1
+from layer3.live.runner import main
 from layer3.live.streams import Lines, Message, Stop, TextSink
 from tests.fakes.policy_server import ANSWER, PolicyServer
 from tests.fakes.servers import free_port, redis_server, running, wait_for
@@ -181,23 +183,42 @@ def _feed(pipe: int, line: bytes) -> None:
         pass
 
 
-def test_the_wrong_arguments(tmp_path: Path) -> None:
-    for arguments, says in (
-        (["--config", "absent.yaml"], b"absent.yaml"),
-        (["--input", "absent.jsonl"], b"cannot read the signals absent.jsonl"),
-        (["--input", "http://127.0.0.1/x"], b"expected - or a file or redis://"),
-        (["--input", "redis://127.0.0.1:1/0"], b"names no stream"),
-        (["--input", "redis://:secret@127.0.0.1:1/0?stream=s"], b"no Redis answers at redis://127.0.0.1:1/0:"),
-        (["--output", tmp_path], b"cannot write the decisions"),
-        (["--limit", "0"], b"whole number from 1"),
-        (["--log", "/proc/nowhere/log"], b"error:"),
-    ):
-        done = run(*arguments)
-        assert done.returncode == 2, done.stderr
-        assert says in done.stderr
-        assert b"Traceback" not in done.stderr
-        assert b"secret" not in done.stderr
-    assert b"--clock" in run("--help").stdout
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--config", "absent.yaml"], "absent.yaml"),
+        (["--input", "absent.jsonl"], "cannot read the signals absent.jsonl"),
+        (["--input", "http://127.0.0.1/x"], "expected - or a file or redis://"),
+        (["--input", "redis://127.0.0.1:1/0"], "names no stream"),
+        (["--input", "redis://:secret@127.0.0.1:1/0?stream=s"], "no Redis answers at redis://127.0.0.1:1/0:"),
+        (["--input", str(EXAMPLE), "--output", "/proc"], "cannot write the decisions"),
+        (["--log", "/proc/nowhere/log"], "error:"),
+    ],
+)
+def test_what_cannot_be_begun_is_said_in_a_sentence(
+    arguments: list[str], says: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HIMARI_L3__METRICS__PORT", "0")
+    logger = logging.getLogger("layer3")
+    before = list(logger.handlers), logger.level, logger.propagate
+    try:
+        assert main(arguments) == 2
+    finally:
+        logger.handlers, logger.level, logger.propagate = before
+    out, errors = capfd.readouterr()
+    assert out == ""
+    assert says in errors
+    assert "Traceback" not in errors
+    assert "secret" not in errors
+
+
+def test_arguments_that_nobody_knows(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--limit", "0"])
+    assert "whole number from 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert "--clock" in capsys.readouterr().out
 
 
 def test_an_output_that_cannot_be_written_ends_it() -> None:
