@@ -20,6 +20,11 @@ __all__ = ["DecisionTable"]
 
 _ROWS: Final = 12
 _LATENCIES: Final = 1_000
+_COLUMNS: Final = ("UTC", "symbol", "strategy", "action", "size $", "equity", "x", "risk", "ms", "from", "why")
+_NUMBERS: Final = ("size $", "equity", "x", "risk", "ms")
+#: Below so many columns of the terminal these are left out, so that no number is cut.
+_WIDE: Final = 130
+_WIDE_ONLY: Final = ("strategy", "x", "ms", "from")
 
 
 class DecisionTable:
@@ -29,7 +34,7 @@ class DecisionTable:
     """
 
     def __init__(self, console: Console, breaker: Callable[[], str | None]) -> None:
-        self._breaker = breaker
+        self._breaker, self._console = breaker, console
         self._rows: deque[PositionSizingDecision] = deque(maxlen=_ROWS)
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)
         self._sources: Counter[str] = Counter()
@@ -79,14 +84,16 @@ class DecisionTable:
 
     def _table(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False)
-        for name in ("UTC", "symbol", "strategy", "action"):
-            table.add_column(name, no_wrap=True)
-        for name in ("size $", "equity", "x", "risk", "ms"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("from", no_wrap=True)
-        table.add_column("why", ratio=1, no_wrap=True, overflow="ellipsis")
+        shown = [name for name in _COLUMNS if self._console.width >= _WIDE or name not in _WIDE_ONLY]
+        for name in shown:
+            if name == "why":
+                table.add_column(name, ratio=1, no_wrap=True, overflow="ellipsis")
+            else:
+                table.add_column(name, justify="right" if name in _NUMBERS else "left", no_wrap=True)
         for decision in self._rows:
-            table.add_row(*_cells(decision), style="yellow" if decision.refusal is not None else None)
+            cells = dict(zip(_COLUMNS, _cells(decision), strict=True))
+            style = "yellow" if decision.refusal is not None else None
+            table.add_row(*(cells[name] for name in shown), style=style)
         return table
 
 
