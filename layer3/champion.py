@@ -20,6 +20,7 @@ from layer3 import storage
 from layer3.agent.policy import Policy, load_policy
 from layer3.errors import ContractError, PolicyError, ReleaseError
 from layer3.moments import nanoseconds
+from layer3.trials import market_of
 
 __all__ = [
     "CHANNEL",
@@ -181,13 +182,13 @@ def objection(policy: Policy, info: Mapping[str, Any], interval_seconds: int, fi
 
     ``info`` is what ingest knows of the candidate's data, ``first`` the open of the first held-out bar in UTC
     nanoseconds. A champion that was trained on those bars would be no fair match. Simulated markets have
-    nothing in common but their dates, so that only one's own history counts there; and what happens on one says
-    nothing of a champion of a real market.
+    nothing in common but their dates, so that only one's own history counts there; and what happens on one, or on
+    another real market, says nothing of a champion of a real market.
     """
     try:
         data = policy.manifest["data"]
         theirs, end = int(data["interval_seconds"]), nanoseconds(data["end"])
-        simulated = policy.manifest["synthetic"]
+        simulated, symbol = policy.manifest["synthetic"], str(policy.manifest["symbol"])
         strangers = data["sha256"] != info["data_sha256"] and (simulated or info["synthetic"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         return f"champion {policy.model_id} does not say what it was trained on ({error!r}): release another one"
@@ -195,6 +196,11 @@ def objection(policy: Policy, info: Mapping[str, Any], interval_seconds: int, fi
         return (
             f"champion {policy.model_id} was trained on a real market and these bars are simulated: whoever is better "
             "here is not fit to take its place; release into another store"
+        )
+    if not simulated and market_of(symbol) != market_of(info["symbol"]):
+        return (
+            f"champion {policy.model_id} was trained on {symbol}, these bars are of {info['symbol']}: whoever is "
+            "better here need not be better there; release into another store"
         )
     if theirs != interval_seconds:
         return (

@@ -22,7 +22,19 @@ from typing import Any, Final, Literal
 from layer3 import storage
 from layer3.errors import DataError
 
-__all__ = ["STITCHED_SHARPE", "VALIDATION_SHARPE", "Data", "Kind", "count", "record", "sharpe_variance"]
+__all__ = [
+    "LEAST_FREEDOM",
+    "STITCHED_SHARPE",
+    "VALIDATION_SHARPE",
+    "Data",
+    "Kind",
+    "Spread",
+    "count",
+    "market_of",
+    "record",
+    "sharpe_spread",
+    "sharpe_variance",
+]
 
 Kind = Literal["run", "tune", "assets", "walk_forward"]
 
@@ -31,6 +43,8 @@ Kind = Literal["run", "tune", "assets", "walk_forward"]
 VALIDATION_SHARPE: Final = "validation_sharpe"
 STITCHED_SHARPE: Final = "stitched_sharpe"
 
+#: Fewest degrees of freedom that a spread among trials is believed from.
+LEAST_FREEDOM: Final = 4
 _FOLDER: Final = "trials"
 _SCHEMA: Final = 1
 #: Stablecoins and the dollar quote one market.
@@ -64,8 +78,8 @@ class Data:
         """
         if self.sha256 == other.sha256:
             return True
-        market = _market(self.symbol)
-        if market != _market(other.symbol) or market.startswith("SYNTH"):
+        market = market_of(self.symbol)
+        if market != market_of(other.symbol) or market.startswith("SYNTH"):
             return False
         return _moment(self.start) <= _moment(other.end) and _moment(other.start) <= _moment(self.end)
 
@@ -142,14 +156,22 @@ def count(store: str, data_sha256: str) -> int:
     return len({key for trial in _related(store, data_sha256) for key in trial.keys})
 
 
-def sharpe_variance(store: str, data_sha256: str) -> float | None:
-    """How far apart the annualised Sharpe ratios of what was tried on these data are, as a variance.
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How far apart annualised Sharpe ratios lie: their ``variance``, known to so many degrees of ``freedom``."""
+
+    variance: float
+    freedom: int
+
+
+def sharpe_spread(store: str, data_sha256: str) -> Spread | None:
+    """How far apart the annualised Sharpe ratios of what was tried on these data are.
 
     Ratios compare on the same bars only: those of the same candles under the same sizing settings, validation
     parts apart from the stitched test pieces of walk-forwards. Around each such group's own mean, pooled over
     the groups of :func:`count`'s trainings; a training that was repeated counts once, as it came out last, and so do
-    trainings that came out the same to the last digit: a spread of 0 would say that trying costs nothing. This is the
-    spread behind the best of so many trials (Bailey and Lopez de Prado 2014, eq. 6). ``None`` where no group has two.
+    trainings that came out the same to the last digit: a spread of 0 would say that trying costs nothing.
+    ``None`` where no group has two.
 
     Raises
     ------
@@ -162,7 +184,22 @@ def sharpe_variance(store: str, data_sha256: str) -> float | None:
     samples = [sorted(set(ratios.values())) for ratios in groups.values()]
     squares = [sum((value - sum(sample) / len(sample)) ** 2 for value in sample) for sample in samples if sample]
     freedom = sum(len(sample) - 1 for sample in samples if sample)
-    return sum(squares) / freedom if freedom else None
+    return Spread(sum(squares) / freedom, freedom) if freedom else None
+
+
+def sharpe_variance(store: str, data_sha256: str) -> float | None:
+    """The variance behind the best of so many trials (Bailey and Lopez de Prado 2014, eq. 6), where it is known.
+
+    ``None`` below ``LEAST_FREEDOM`` degrees of freedom: the spread of two seeds that happen to agree would
+    wave through what luck alone would show. The deflation then takes the trials as independent ones without an
+    edge, which is the safe side.
+
+    Raises
+    ------
+    DataError : a record cannot be read
+    """
+    known = sharpe_spread(store, data_sha256)
+    return known.variance if known is not None and known.freedom >= LEAST_FREEDOM else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +256,7 @@ def _name(common: Sequence[Any], *training: Any) -> str:
     return json.dumps([*common, *training], sort_keys=True)
 
 
-def _market(symbol: str) -> str:
+def market_of(symbol: str) -> str:
     """Letters and digits of ``symbol``, whatever dollar it is quoted in: BTC-USD, BTC/USDT and BTCUSDC are one."""
     letters = "".join(character for character in symbol.upper() if character.isalnum())
     return _DOLLARS.sub("USD", letters)

@@ -19,6 +19,7 @@ from layer3.backtest.bootstrap import equity_band
 from layer3.backtest.costs import check_track, cost_evidence
 from layer3.backtest.degeneracy import find_degeneracy
 from layer3.backtest.leak import find_leaks
+from layer3.backtest.limits import PERMUTATIONS
 from layer3.backtest.metrics import periods_per_year, sharpe
 from layer3.backtest.paths import permutation_test
 from layer3.backtest.record import (
@@ -83,7 +84,7 @@ class Subject:
 class Effort:
     """How much is computed: permuted paths of each kind, bootstrap resamples, places at which data are cut off."""
 
-    permutations: int = 200
+    permutations: int = PERMUTATIONS
     resamples: int = 1_000
     cuts: int = 3
 

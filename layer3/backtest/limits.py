@@ -13,8 +13,17 @@ from typing import Final, Literal
 from layer3 import settings
 from layer3.settings import one_of, true_or_false, within
 
-__all__ = ["GateConfig", "WalkForwardLimits", "gate_config_text", "load_gate_config", "parse_gate_config"]
+__all__ = [
+    "PERMUTATIONS",
+    "GateConfig",
+    "WalkForwardLimits",
+    "gate_config_text",
+    "load_gate_config",
+    "parse_gate_config",
+]
 
+#: Permuted paths of each kind that an evaluation walks; what the gate asks cannot need more.
+PERMUTATIONS: Final = 200
 _WHAT: Final = "the gate's configuration"
 
 
@@ -76,9 +85,9 @@ class GateConfig:
         within(self, "sharpe", -100.0, 100.0)
         for name in ("probabilistic_sharpe", "deflated_sharpe", "max_drawdown", "spread"):
             within(self, name, 0.0, 1.0)
-        within(self, "permutation_p", 0.0, 1.0, open_low=True)
         # The least p value of n paths is 1 / (1 + n): with fewer no policy could ever pass.
-        within(self, "permutation_paths", max(1, math.ceil(1.0 / self.permutation_p - 1e-9) - 1), 1_000_000, whole=True)
+        within(self, "permutation_p", 1.0 / (1.0 + PERMUTATIONS), 1.0)
+        within(self, "permutation_paths", math.ceil(1.0 / self.permutation_p - 1e-9) - 1, PERMUTATIONS, whole=True)
         within(self, "trades", 0, 1_000_000, whole=True)
         within(self, "min_record_months", 0.0, 1_200.0)
         one_of(self, "claim", ("return", "risk"))

@@ -25,7 +25,7 @@ DATA = {
     "end": "2022-12-31T23:00:00+00:00",
     "interval_seconds": 3_600,
 }
-INFO = {"data_sha256": "ab" * 32, "synthetic": False}
+INFO = {"data_sha256": "ab" * 32, "synthetic": False, "symbol": "SYNTH-USD"}
 
 
 @pytest.fixture(params=["local", "gs"])
@@ -139,6 +139,18 @@ def test_a_simulated_market_does_not_unseat_the_champion_of_a_real_one(policy: P
     assert told is not None
     assert "trained on a real market and these bars are simulated" in told
     assert champion.objection(like(policy, synthetic=True), INFO | {"synthetic": False}, 3_600, HELD_OUT) is None
+
+
+@pytest.mark.parametrize(
+    ("symbol", "fair"),
+    [("BTC-USDT", True), ("BTC/USD", True), ("btcusdc", True), ("ETH-USDT", False), ("BTC-EUR", False)],
+)
+def test_a_champion_of_another_market_is_no_match(policy: Policy, symbol: str, fair: bool) -> None:
+    real = INFO | {"synthetic": False, "symbol": symbol}
+    told = champion.objection(like(policy, synthetic=False, symbol="BTC-USD"), real, 3_600, HELD_OUT)
+    assert (told is None) is fair
+    if told is not None:
+        assert f"trained on BTC-USD, these bars are of {symbol}" in told
 
 
 def test_another_bar_length_is_no_match(policy: Policy) -> None:

@@ -116,7 +116,7 @@ def test_what_was_tried_is_counted_once_however_often_it_is_judged(done: Run, ju
     one, other = walk.seed_sharpes
     assert one is not None
     assert other is not None
-    assert trials.sharpe_variance(done.store, sha256) == pytest.approx((one - other) ** 2 / 2)
+    assert trials.sharpe_spread(done.store, sha256) == trials.Spread(pytest.approx((one - other) ** 2 / 2), 1)
 
 
 def test_a_champion_walks_the_same_bars(done: Run, tmp_path: Path) -> None:

@@ -191,7 +191,8 @@ def sharpes(*values: float | None) -> dict[str, Any]:
 
 
 def variance(store: str) -> float | None:
-    return trials.sharpe_variance(store, BTC.sha256)
+    spread = trials.sharpe_spread(store, BTC.sha256)
+    return spread.variance if spread else None
 
 
 def test_one_ratio_has_no_spread(store: str) -> None:
@@ -202,6 +203,18 @@ def test_one_ratio_has_no_spread(store: str) -> None:
     assert variance(store) is None
     note(store, seeds=[2, 3], **sharpes(0.5, None))
     assert variance(store) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("seeds", [2, 4, 5, 9])
+def test_the_spread_of_a_few_is_not_believed(tmp_path: Path, seeds: int) -> None:
+    """Two seeds that happen to agree would say that trying costs nothing."""
+    ratios = [1.0 + 1e-7 * number for number in range(seeds)]
+    note(str(tmp_path), seeds=range(seeds), **sharpes(*ratios))
+    spread = trials.sharpe_spread(str(tmp_path), BTC.sha256)
+    assert spread is not None
+    assert spread.freedom == seeds - 1
+    expected = pytest.approx(statistics.variance(ratios)) if seeds > trials.LEAST_FREEDOM else None
+    assert trials.sharpe_variance(str(tmp_path), BTC.sha256) == expected
 
 
 def test_ratios_on_the_same_bars_are_one_sample_whichever_record_they_are_in(tmp_path: Path) -> None:
