@@ -39,7 +39,7 @@ def train(
     from layer3.agent.log import TrainingLog
     from layer3.agent.population import Report, memory_needed
     from layer3.agent.ppo import PPOConfig
-    from layer3.backtest.learning import TrainingContext, render_curves
+    from layer3.backtest.learning import TrainingContext, render_curves, render_untrained
     from layer3.machine import compute_device
 
     live = os.environ.get("HIMARI_PROGRESS") == "1"
@@ -77,8 +77,12 @@ def train(
         seeds=tuple(member.seed for member in fitted.members),
         device=device,
         model_id=fitted.policy.model_id,
-        settings=asdict(fitted.members[0].settings),
+        settings=asdict(fitted.members[0].settings) if fitted.members else {},
     )
+    if fitted.refusal:
+        place(curves).write_text(render_untrained(context, fitted.refusal), encoding="utf-8")
+        print(f"Nothing was trained: {fitted.refusal}")
+        return
     page = render_curves(context, {name: member.curves for name, member in zip(names, fitted.members, strict=True)})
     place(curves).write_text(page, encoding="utf-8")
     crowd = f" of {members} members" if members > 1 else ""

@@ -9,6 +9,7 @@
     ├── ContractError        whoever deploys: two sides speak different state contracts
     ├── PolicyError          whoever released it: a policy file is damaged or fails its self-test
     ├── TrainingError        the engineer: training cannot start, or ended in numbers that are not finite
+    │   └── NothingToLearnError   whoever supplied the data: a constant price, or a chain that never trades
     ├── EvaluationError      the engineer: a backtest was asked of a record that cannot carry it
     ├── ReleaseError         whoever releases: the candidate was not put into service, the champion still serves
     └── PipelineError        the engineer: a step failed, or the graph ran another way than it must
@@ -25,6 +26,7 @@ __all__ = [
     "DataError",
     "EvaluationError",
     "HimariError",
+    "NothingToLearnError",
     "PipelineError",
     "PolicyError",
     "RefusedError",
@@ -76,6 +78,10 @@ class PolicyError(HimariError):
 
 class TrainingError(HimariError):
     """Training cannot start, or produced numbers that are not finite."""
+
+
+class NothingToLearnError(TrainingError):
+    """The history holds nothing that a policy could learn from: a constant price, or a chain that never trades."""
 
 
 class EvaluationError(HimariError):

@@ -13,9 +13,9 @@ import pandas as pd
 from layer3 import champion, trials
 from layer3.agent.bars import Bars, load_bars
 from layer3.agent.policy import Policy, load_policy
-from layer3.backtest.engine import evaluate
+from layer3.backtest.engine import SECTIONS, evaluate
 from layer3.backtest.evidence import Effort, Progress, Subject, gather
-from layer3.backtest.record import Evaluation, WalkForward
+from layer3.backtest.record import Evaluation, Evidence, WalkForward
 from layer3.backtest.walk_forward import FoldSet, Stitched, describe, joined, load_folds, stitch
 from layer3.errors import ContractError, DataError, EvaluationError, PolicyError, ReleaseError
 from layer3.sizing.config import parse_chain_config
@@ -61,6 +61,9 @@ def judge_policy(
     window, policy, chain = splits_of(bars).test, load_policy(folder), parse_chain_config(sizing, "sizing")
     rival, objection = _rival(store, info, bars, window)
     record = evaluate(bars, window, policy, info, champion=rival)
+    refusal = policy.manifest.get("refusal")
+    if refusal:
+        return replace(record, evidence=Evidence(problems=dict.fromkeys(SECTIONS, f"nothing was trained: {refusal}")))
     if record.evidence.problems:
         return record
     problems = {} if objection is None else {"champion": objection}

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pandas as pd
 
-from layer3 import storage, trials
+from layer3 import contract, storage, trials
 from layer3.agent.bars import Bars, load_bars, prepare, save_bars
-from layer3.agent.policy import Policy, save_policy, stack
+from layer3.agent.environment import Account, EnvironmentConfig
+from layer3.agent.policy import GOLDEN_PAIRS, Policy, save_policy, stack
 from layer3.backtest.engine import Decide, asking, run
 from layer3.backtest.metrics import summarise
 from layer3.backtest.record import KELLY_ONLY, POLICY
-from layer3.errors import ConfigurationError, DataError
+from layer3.errors import ConfigurationError, DataError, NothingToLearnError
 from layer3.market import sources
 from layer3.market.candles import CandleReport
 from layer3.market.features import bars_of
@@ -95,11 +96,16 @@ def _split(bars: int, interval_seconds: int) -> Splits:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A policy in its folder, its ``metrics`` on training and validation, and the training of each member."""
+    """A policy in its folder, its ``metrics`` on training and validation, and the training of each member.
+
+    ``refusal`` says why nothing was trained, where the history holds nothing to learn: the policy then answers 1
+    whatever it sees, has no members, and its manifest carries the same sentence, which the gate fails on.
+    """
 
     policy: Policy
     metrics: dict[str, float]
     members: tuple[Trained, ...]
+    refusal: str = ""
 
 
 def fit(
@@ -138,15 +144,20 @@ def fit(
     checkpoint = None
     if store is not None:
         checkpoint = checkpoint_address(store, info, [seed, members, asdict(settings), device])
-    trained = train(
-        bars,
-        seeds=seeds,
-        folds=[splits.train],
-        settings=[settings],
-        device=device,
-        checkpoint=checkpoint,
-        on_progress=on_progress,
-    )
+    try:
+        trained = train(
+            bars,
+            seeds=seeds,
+            folds=[splits.train],
+            settings=[settings],
+            device=device,
+            checkpoint=checkpoint,
+            on_progress=on_progress,
+        )
+    except NothingToLearnError as error:
+        # A finding for the verdict, not a failure of the workflow.
+        details = _details(bars, info, splits, settings, seed, {"steps": 0.0}) | {"refusal": str(error)}
+        return Fitted(_untrained(folder, bars, splits, details), {"steps": 0.0}, (), str(error))
     draft = Policy(stack([member.tensors for member in trained]), {})
     metrics, own = _measured(bars, splits, draft, trained)
     if store is not None:
@@ -167,6 +178,16 @@ def fit(
     if checkpoint is not None:
         storage.remove(checkpoint)
     return Fitted(policy, metrics, trained)
+
+
+def _untrained(folder: Path, bars: Bars, splits: Splits, details: Mapping[str, Any]) -> Policy:
+    """A policy that answers 1 whatever it sees: what there is where nothing could be learnt."""
+    d, wide = contract.STATE_DIM, 1
+    shapes = {"mean": (d,), "w1": (d, wide), "b1": (wide,), "w2": (wide, wide), "b2": (wide,), "w3": (wide, 2)}
+    tensors = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
+    tensors |= {"std": np.ones(d, dtype=np.float32), "b3": np.zeros(2, dtype=np.float32)}
+    seen = Account(bars, 1, EnvironmentConfig()).flat_states[splits.train.start : splits.train.stop]
+    return save_policy(folder, stack([tensors]), details, seen[: 4 * GOLDEN_PAIRS])
 
 
 def checkpoint_address(store: str, info: Mapping[str, Any], training: Sequence[Any]) -> str:

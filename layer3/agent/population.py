@@ -31,7 +31,7 @@ from layer3.agent.networks import single_threaded, weights_of, weights_size
 from layer3.agent.ppo import PPOConfig, Progress
 from layer3.agent.share import FIGURES, Share, Walk, assign, blank_board
 from layer3.agent.team import EXPLORATION, Fold
-from layer3.errors import ConfigurationError, TrainingError
+from layer3.errors import ConfigurationError, NothingToLearnError, TrainingError
 
 __all__ = ["Report", "Settings", "Trained", "memory_needed", "train"]
 
@@ -357,12 +357,12 @@ def _check_learnable(bars: Bars, window: range) -> None:
                 "which is not finite: prepare the data again with ingest"
             )
     if len(window) and np.ptp(bars.open[part]) == 0.0:
-        raise TrainingError(
+        raise NothingToLearnError(
             f"the price is {bars.open[window.start]} on all {len(window):,} bars of the training period: "
             "there is nothing to learn from a constant price; check the data"
         )
     if not np.any(bars.base_fraction[part] * bars.direction[part]):
-        raise TrainingError(
+        raise NothingToLearnError(
             f"the sizing chain holds nothing on all {len(window):,} bars of the training period, so no multiplier "
             "matters: check the signals (all HOLD? confidence or expected return too low?), or give a longer "
             "history: the baseline needs 30 days before it speaks"

@@ -18,7 +18,7 @@ from layer3.errors import EvaluationError
 from layer3.ledger import Ledger
 from layer3.moments import nanoseconds
 
-__all__ = ["MIN_DECISIONS", "Decide", "asking", "evaluate", "run", "run_buy_and_hold"]
+__all__ = ["MIN_DECISIONS", "SECTIONS", "Decide", "asking", "evaluate", "run", "run_buy_and_hold"]
 
 Floats = NDArray[np.float64]
 #: Multiplier for one state (16,) at decision t of the window.
@@ -26,7 +26,8 @@ Decide = Callable[[NDArray[np.float32], int], float]
 
 #: Fewest decisions that a backtest is worth anything on: three weeks of hours.
 MIN_DECISIONS: Final = 500
-_SECTIONS: Final = tuple(entry.name for entry in fields(Evidence) if entry.name != "problems")
+#: What evidence consists of, by the names that ``Evidence.problems`` uses.
+SECTIONS: Final = tuple(entry.name for entry in fields(Evidence) if entry.name != "problems")
 
 
 def run(
@@ -174,7 +175,7 @@ def evaluate(
         broken = f"the record ends after {steps:,} decisions: {broken}"
     elif steps < MIN_DECISIONS:
         broken = f"the held-out period has {steps:,} decisions, at least {MIN_DECISIONS} are needed: supply more data"
-    missing = dict.fromkeys(_SECTIONS, broken) if broken else {}
+    missing = dict.fromkeys(SECTIONS, broken) if broken else {}
     return Evaluation(timestamps, tracks, metrics, context, Evidence(problems=missing))
 
 

@@ -24,7 +24,7 @@ from layer3.errors import EvaluationError
 if TYPE_CHECKING:
     from layer3.agent.ppo import Progress
 
-__all__ = ["MOST_POLICIES", "TrainingContext", "render_curves"]
+__all__ = ["MOST_POLICIES", "TrainingContext", "render_curves", "render_untrained"]
 
 Floats = NDArray[np.float64]
 
@@ -92,6 +92,12 @@ _PICTURES: Final = (
     _Picture("explained_variance", "Explained variance", "Of the returns, by the critic; 1 is all of it.", (0.0,)),
     _Picture("gradient", "Gradient", "Norm of the actor's gradient before it is cut.", (0.0,)),
 )
+
+
+def render_untrained(context: TrainingContext, refusal: str) -> str:
+    """The page in the curves' place where nothing was trained, because of ``refusal``."""
+    page = template_environment().get_template("untrained.html.j2")
+    return page.render(symbol=context.symbol, synthetic=context.synthetic, source=context.source, refusal=refusal)
 
 
 def render_curves(context: TrainingContext, curves: Mapping[str, Sequence[Progress]]) -> str:

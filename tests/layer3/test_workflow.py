@@ -254,3 +254,28 @@ def test_a_training_that_was_stopped_goes_on_and_is_written_down_as_tried(
     again = fit(features, tmp_path / "d", seed=1, steps=STEPS, store=str(store), now=now + timedelta(days=1))
     assert again.metrics["trials"] == 2.0
     assert sha(tmp_path / "d") == sha(trained[0])
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"direction": 0}, "the sizing chain holds nothing"),
+        ({"base_fraction": 0.0}, "the sizing chain holds nothing"),
+        ({"open": 100.0}, "constant price"),
+    ],
+)
+def test_a_history_that_teaches_nothing_gives_a_policy_that_says_so(
+    market: tuple[Path, dict[str, Any]], tmp_path: Path, columns: dict[str, float], says: str
+) -> None:
+    bars, info = load_bars(market[0] / "features.parquet")
+    made = {name: np.full_like(getattr(bars, name), value) for name, value in columns.items()}
+    save_bars(tmp_path / "features", dataclasses.replace(bars, **made), info)
+    store = tmp_path / "store"
+    fitted = fit(tmp_path / "features", tmp_path / "policy", seed=1, steps=STEPS, store=str(store))
+    assert says in fitted.refusal
+    assert fitted.members == ()
+    policy = load_policy(tmp_path / "policy")
+    assert policy.manifest["refusal"] == fitted.refusal
+    states = np.random.default_rng(1).standard_normal((20, contract.STATE_DIM)).astype(np.float32)
+    np.testing.assert_array_equal(policy.act(states)[0], 1.0)
+    assert not store.exists()

@@ -403,7 +403,7 @@ def test_a_step_that_is_killed_says_by_what_and_not_what_kfp_printed(tmp_path):
     assert said == ["Steps 1", "The step's process was ended by SIGKILL; is there enough memory?"]
 
 
-def test_a_flat_market_is_refused_by_name(tmp_path, spec):
+def test_a_flat_market_is_a_finding_of_every_criterion(tmp_path, spec):
     """The old system trained on a constant price."""
     n = 6_000
     flat = pd.DataFrame({"timestamp": pd.date_range("2024-01-01", periods=n, freq="h", tz="UTC")})
@@ -416,14 +416,23 @@ def test_a_flat_market_is_refused_by_name(tmp_path, spec):
     flat.to_csv(path, index=False)
     command = [sys.executable, "-m", "pipelines.local", "--data", str(path), "--symbol", "FLAT-USD"]
     done = subprocess.run(
-        [*command, "--store", str(tmp_path), "--spec", str(spec), "--steps", "4096"],
+        [*command, "--store", str(tmp_path), "--spec", str(spec), "--steps", "4096", "--folds", "2"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 1
-    assert "constant price" in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "Nothing was trained: the price is 100.0" in done.stdout
+    (manifest,) = (json.loads(path.read_text()) for path in tmp_path.glob("runs/*/manifest.json"))
+    assert manifest["verdict"]["passed"] is False
+    assert manifest["released"] is None
+    told = {criterion["name"]: criterion for criterion in manifest["verdict"]["criteria"]}
+    for name in ("probabilistic_sharpe", "permutation_p", "versus_kelly", "not_degenerate", "no_leak", "walk_forward"):
+        assert not told[name]["passed"]
+        assert "constant price" in told[name]["sentence"], name
+    (page,) = tmp_path.glob("runs/*/curves.html")
+    assert "constant price" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("ran", [{"ingest", "gate"}, {"gate", "deploy", "reject"}])
