@@ -50,9 +50,10 @@ def find_breach(closed_ns: NDArray[np.int64], returns: NDArray[np.float64], desi
         ("max_drawdown", falls, design.max_drawdown),
         ("daily_loss", losses, design.daily_loss),
     )
-    found = [
-        Breach(kind, float(values[index]), limit, int(at[index]))
-        for kind, values, limit in guarded
+    # By place, not by time: several trades may close at one moment.
+    found = {
+        index: Breach(kind, float(values[index]), limit, int(at[index]))
+        for kind, values, limit in reversed(guarded)
         if values[index := int(np.argmax(values > limit))] > limit
-    ]
-    return min(found, key=lambda breach: breach.at_ns, default=None)
+    }
+    return found[min(found)] if found else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from layer3.ab.assignment import DAY_NS, Design
@@ -27,6 +27,7 @@ def slow(trades: list[tuple[int, float]], fall: float, loss: float) -> tuple[str
     return None
 
 
+@example(trades=[(0, -0.0390625), (0, -0.0390625)], fall=0.0717, loss=0.0213)
 @given(trades=TRADES, fall=st.sampled_from([0.0311, 0.0717]), loss=st.sampled_from([0.0213, 0.0571]))
 def test_the_first_breach_is_that_of_a_loop(trades: list[tuple[int, float]], fall: float, loss: float) -> None:
     design = Design("x", max_drawdown=fall, daily_loss=loss)

@@ -304,7 +304,8 @@ def test_64_tasks_at_once_on_one_loop() -> None:
         start = time.monotonic()
         with quick, pytest.raises(SourceError, match="within 100 ms"):
             asyncio.run(together(quick))
-        assert time.monotonic() - start < 0.5
+        # One after another they would take 6.4 s.
+        assert time.monotonic() - start < 3.0
 
 
 def test_a_loop_is_not_held_up_by_a_call() -> None:
