@@ -40,12 +40,12 @@ def train(
     from layer3.agent.population import Report, memory_needed
     from layer3.agent.ppo import PPOConfig
     from layer3.backtest.learning import TrainingContext, render_curves, render_untrained
-    from layer3.machine import compute_device
+    from layer3.machine import compute_device, cores
 
     live = os.environ.get("HIMARI_PROGRESS") == "1"
     names = [f"seed-{number}" for number in range(seed, seed + members)]
     device = compute_device()
-    needed = memory_needed(members, PPOConfig(steps=steps), int(features.metadata["rows"]), device, os.cpu_count() or 1)
+    needed = memory_needed(members, PPOConfig(steps=steps), int(features.metadata["rows"]), device, cores())
     print(f"Training {members} x {steps:,} steps on {device}, about {needed / 2**20:.0f} MiB besides torch", flush=True)
     log = TrainingLog(names, EnvironmentConfig().episode_steps, lambda line: print(line, flush=True))
     with EventLog(place(events), names) as written:
