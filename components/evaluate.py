@@ -35,6 +35,7 @@ def evaluate(
     from pathlib import Path
 
     from layer3 import judging
+    from layer3.backtest.tables import missing_sections
 
     live = os.environ.get("HIMARI_PROGRESS") == "1"
 
@@ -57,8 +58,8 @@ def evaluate(
     evaluation.metadata.update(metadata(result.context))
     figures = {f"{track}_{name}": value for track, row in result.metrics.items() for name, value in row.items()}
     log_metrics(metrics, figures)
-    for section, why in result.evidence.problems.items():
-        print(f"WARNING: no {section.replace('_', ' ')}: {why}")
+    for sections, why in missing_sections(result.evidence):
+        print(f"WARNING: no {sections.lower()}: {why}")
     ratios = {
         track.replace("_", " "): "n/a" if row["sharpe"] is None else f"{row['sharpe']:+.2f}"
         for track, row in result.metrics.items()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from layer3.backtest import pictures, proofs, tables
-from layer3.backtest.record import KELLY_ONLY, POLICY, Evaluation, Evidence, Verdict
+from layer3.backtest.record import KELLY_ONLY, POLICY, Evaluation, Verdict
 from layer3.backtest.sections import detail_sections
 from layer3.errors import EvaluationError
 
@@ -52,7 +52,7 @@ def render_tear_sheet(evaluation: Evaluation, verdict: Verdict) -> str:
             override=verdict.override,
             criteria=criteria,
             failed=[row["label"] for row in criteria if not row["passed"]],
-            problems=_problems(evaluation.evidence),
+            problems=tables.missing_sections(evaluation.evidence),
             headline=_headline(evaluation),
             pictures=_pictures(record, verdict),
             months=_MONTHS,
@@ -86,11 +86,6 @@ def _pictures(record: pictures.Record, verdict: Verdict) -> dict[str, Any]:
 def _failed_first(verdict: Verdict) -> list[dict[str, Any]]:
     rows = tables.criterion_rows(verdict.criteria)
     return sorted(rows, key=lambda row: bool(row["passed"]))
-
-
-def _problems(evidence: Evidence) -> list[tuple[str, str]]:
-    """What could not be computed, as (name of the section, sentence)."""
-    return [(section.replace("_", " ").capitalize(), sentence) for section, sentence in evidence.problems.items()]
 
 
 def _limit_rows(limits: Mapping[str, Any], within: str = "") -> list[tuple[str, str]]:
@@ -135,7 +130,7 @@ def render_verdict_markdown(evaluation: Evaluation, verdict: Verdict) -> str:
     asked = _limit_rows(verdict.limits)
     if asked:
         lines += ["", "Asked:", "", *(f"- {_markdown(name)}: {_markdown(text)}" for name, text in asked)]
-    problems = _problems(evaluation.evidence)
+    problems = tables.missing_sections(evaluation.evidence)
     if problems:
         lines += ["", "Could not be computed:", "", *(f"- {_markdown(n)}: {_markdown(text)}" for n, text in problems)]
     return "\n".join(lines) + "\n"

@@ -35,6 +35,7 @@ __all__ = [
     "format_number",
     "interval_text",
     "metric_groups",
+    "missing_sections",
     "monthly_returns",
     "name_of",
     "plain",
@@ -166,6 +167,14 @@ def difference_words(difference: Difference) -> str:
 def told(evidence: Evidence, section: str) -> tuple[str, ...]:
     """What the evidence says is missing of ``section``."""
     return (evidence.problems[section],) if section in evidence.problems else ()
+
+
+def missing_sections(evidence: Evidence) -> list[tuple[str, str]]:
+    """What could not be computed and why: sections that share a sentence are one entry, in the order they stand in."""
+    names: dict[str, list[str]] = {}
+    for section, sentence in evidence.problems.items():
+        names.setdefault(sentence, []).append(section.replace("_", " "))
+    return [(", ".join(sections).capitalize(), sentence) for sentence, sections in names.items()]
 
 
 def why_missing(evidence: Evidence, section: str) -> tuple[str, ...]:

@@ -433,3 +433,9 @@ def test_any_width_and_a_viewer_without_scripts_show_it_whole(width: int, sheet:
     assert title is not None
     assert int(title[1]) <= width
     assert int(title[2]) == 13
+
+
+def test_sections_that_lack_the_same_thing_are_told_once() -> None:
+    gone = Evidence(problems={"trust": "It is too short.", "costs": "No trades.", "walk_forward": "It is too short."})
+    assert tables.missing_sections(gone) == [("Trust, walk forward", "It is too short."), ("Costs", "No trades.")]
+    assert tables.missing_sections(Evidence()) == []
