@@ -26,18 +26,18 @@ from bench.hot_path import random_policy
 from layer3 import contract
 from layer3.breaker import BreakerConfig, CircuitBreaker
 from layer3.errors import SourceError
-from layer3.remote import CONTRACT_HEADER, PolicyClient
+from layer3.remote import PolicyClient
 
 STATE = np.zeros(contract.STATE_DIM, np.float32)
 BODY = json.dumps({"state": STATE.tolist()})
-HEADERS = {"Content-Type": "application/json", CONTRACT_HEADER: contract.VERSION}
+HEADERS = {"Content-Type": "application/json", contract.HEADER: contract.VERSION}
 BUDGET_S = 0.15
 #: Calls of one measurement and how often it is repeated, the two clients in turn.
 CALLS, REPEATS = 2_000, 5
 ANSWER = json.dumps({"position_multiplier": 1.0, "confidence": 0.5, "latency_ms": 0.1, "model_version": "m"}).encode()
 RAW = (
     f"HTTP/1.1 200 OK\r\ncontent-length: {len(ANSWER)}\r\ncontent-type: application/json\r\n"
-    f"{CONTRACT_HEADER}: {contract.VERSION}\r\n\r\n"
+    f"{contract.HEADER}: {contract.VERSION}\r\n\r\n"
 ).encode() + ANSWER
 Call = Callable[[], object]
 

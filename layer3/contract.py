@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = [
     "ACCOUNT_COLUMNS",
     "FEATURES",
+    "HEADER",
     "MAX_EXPOSURE",
     "MULTIPLIER_HIGH",
     "MULTIPLIER_LOW",
@@ -29,6 +30,8 @@ __all__ = [
 ]
 
 VERSION: Final = "himari-state-16/1"
+#: The HTTP header in which a caller and a server tell each other their VERSION.
+HEADER: Final = "X-Contract"
 MULTIPLIER_LOW: Final = 0.0
 MULTIPLIER_HIGH: Final = 2.0
 #: Largest |exposure|, as a fraction of equity; also the scale of state number 8.

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from layer3 import contract
 from layer3.breaker import CircuitBreaker, Permit
+from layer3.contract import HEADER
 from layer3.errors import CircuitOpenError, ConfigurationError, ContractError, RefusedError, SourceError
 from layer3.net.address import Place, lookup
 from layer3.net.refreshed import Refreshed
@@ -23,10 +24,9 @@ from layer3.net.tokens import TokenSource, checked_token
 from layer3.net.transport import Address, Budget, Pool, Steps, arun, run
 from layer3.net.wire import Answer, brief, request_bytes
 
-__all__ = ["CONTRACT_HEADER", "REQUEST_ID_HEADER", "PolicyClient", "RemoteAnswer", "fetch_multiplier"]
+__all__ = ["REQUEST_ID_HEADER", "PolicyClient", "RemoteAnswer", "fetch_multiplier"]
 
 #: A caller may send it with the contract it was built for, and finds the server's in every prediction.
-CONTRACT_HEADER: Final = "X-Himari-Contract"
 #: Sent with each request; a server that sends one back must send the same.
 REQUEST_ID_HEADER: Final = "X-Request-Id"
 _ENDING: Final = "/predict"
@@ -91,7 +91,7 @@ class PolicyClient:
             "Host": place.authority,
             "Accept": "application/json",
             "Content-Type": "application/json",
-            CONTRACT_HEADER: contract,
+            HEADER: contract,
         }
         self._addresses: Refreshed[tuple[Address, ...]] | None = None
         self._tokens: Refreshed[str] | None = None
@@ -202,7 +202,7 @@ class PolicyClient:
         if theirs != request_id:
             self._pool.drop_idle()
             raise SourceError(f"{where} answered request {theirs[:128]!r}, asked was {request_id!r}")
-        version = answer.headers.get(CONTRACT_HEADER.lower(), self._contract)
+        version = answer.headers.get(HEADER.lower(), self._contract)
         if version != self._contract:
             raise ContractError(theirs=version[:80], ours=self._contract, where=where)
         return _parse(where, answer.body)

@@ -25,7 +25,6 @@ from starlette.responses import Response
 from layer3 import contract
 from layer3.agent.policy import Policy
 from layer3.errors import HimariError
-from layer3.remote import CONTRACT_HEADER
 from serving import documentation
 from serving.channels import load_model
 from serving.problems import JsonResponse, Problem, problem_response
@@ -151,14 +150,14 @@ def create_app(model_uri: str, *, clock: Callable[[], float] = time.monotonic) -
                 "latency_ms": round((time.perf_counter() - began) * 1e3, 4),
                 "model_version": policy.model_id,
             },
-            headers={CONTRACT_HEADER: contract.VERSION},
+            headers={contract.HEADER: contract.VERSION},
         )
 
     return app
 
 
 def _check_contract(request: Request) -> None:
-    theirs = request.headers.get(CONTRACT_HEADER)
+    theirs = request.headers.get(contract.HEADER)
     if theirs is not None and theirs != contract.VERSION:
         raise Problem(
             HTTPStatus.CONFLICT,

@@ -16,7 +16,6 @@ from pathlib import Path
 from types import TracebackType
 
 from layer3 import contract
-from layer3.remote import CONTRACT_HEADER
 
 __all__ = ["ANSWER", "BEHAVIOURS", "GONE", "PolicyServer"]
 
@@ -29,7 +28,7 @@ def _http(
 ) -> bytes:
     body = json.dumps(ANSWER).encode() if body is None else body
     length = len(body) if length is None else length
-    return f"HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{CONTRACT_HEADER}: {version}\r\n\r\n".encode() + body
+    return f"HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{contract.HEADER}: {version}\r\n\r\n".encode() + body
 
 
 def _changed(**changes: object) -> bytes:

@@ -44,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.send_response({"500": 500, "422": 422}.get(mood, 200))
         if mood == "contract":
-            self.send_header("X-Himari-Contract", "himari-state-99/1")
+            self.send_header("X-Contract", "himari-state-99/1")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if mood == "slow":

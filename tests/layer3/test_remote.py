@@ -25,7 +25,7 @@ from layer3.errors import (
     RefusedError,
     SourceError,
 )
-from layer3.remote import CONTRACT_HEADER, PolicyClient, RemoteAnswer, fetch_multiplier
+from layer3.remote import PolicyClient, RemoteAnswer, fetch_multiplier
 from tests.fakes.policy_server import BEHAVIOURS, PolicyServer
 
 GOOD = {"position_multiplier": 1.25, "confidence": 0.6, "latency_ms": 0.4, "model_version": "20250101-abc"}
@@ -80,18 +80,18 @@ def test_asks_and_answers_as_the_api_says() -> None:
 
     def reply(handler: BaseHTTPRequestHandler, request: dict[str, Any]) -> None:
         seen.update(request)
-        answer(json.dumps(GOOD).encode(), headers={CONTRACT_HEADER: contract.VERSION})(handler, request)
+        answer(json.dumps(GOOD).encode(), headers={contract.HEADER: contract.VERSION})(handler, request)
 
     with serving(reply) as url:
         assert fetch_multiplier(url + "/", STATE, timeout_s=5) == RemoteAnswer(1.25, 0.6, "20250101-abc")
     assert (seen["path"], seen["body"]) == ("/predict", {"state": STATE.tolist()})
-    assert seen["headers"][CONTRACT_HEADER] == contract.VERSION
+    assert seen["headers"][contract.HEADER] == contract.VERSION
     assert seen["headers"]["Content-Type"] == "application/json"
 
 
 def test_another_contract_is_refused_with_both_names() -> None:
     with (
-        serving(answer(json.dumps(GOOD).encode(), headers={CONTRACT_HEADER: "old/0"})) as url,
+        serving(answer(json.dumps(GOOD).encode(), headers={contract.HEADER: "old/0"})) as url,
         pytest.raises(ContractError, match=r"'old/0'.*'himari-state-16/1'"),
     ):
         fetch_multiplier(url, STATE, timeout_s=5)

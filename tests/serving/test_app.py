@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
-from layer3 import contract, remote
+from layer3 import contract
 from layer3.agent.policy import PARITY, Policy, load_policy
 from serving import app as app_module
 from serving import state_input
@@ -90,7 +90,7 @@ def test_layer3s_own_client_understands_it(client: Client, policy_folder: Path) 
 
 def test_another_contract_is_refused_with_both_names(client: Client) -> None:
     body = json.dumps({"state": NEUTRAL})
-    answer = client.ask("POST", "/predict", body, {**JSON, remote.CONTRACT_HEADER: "himari-state-9/1"})
+    answer = client.ask("POST", "/predict", body, {**JSON, contract.HEADER: "himari-state-9/1"})
     detail = problem(answer, 409)["detail"]
     assert "himari-state-9/1" in detail
     assert contract.VERSION in detail
