@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from layer3 import contract
 from layer3.agent.policy import PARITY, Policy, load_policy
+from layer3.remote import fetch_multiplier
 from serving import app as app_module
 from serving import state_input
 from serving.app import create_app
@@ -84,7 +85,7 @@ def test_integers_and_a_charset_are_fine(client: Client) -> None:
 
 
 def test_layer3s_own_client_understands_it(client: Client, policy_folder: Path) -> None:
-    answer = remote.fetch_multiplier(f"http://127.0.0.1:{client.port}", NEUTRAL, timeout_s=5)
+    answer = fetch_multiplier(f"http://127.0.0.1:{client.port}", NEUTRAL, timeout_s=5)
     assert answer.model_version == load_policy(policy_folder).model_id
 
 
