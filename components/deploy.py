@@ -16,6 +16,7 @@ def deploy(
     serving_image: str,
     released: dsl.Output[artifact_types.UnmanagedContainerModel],
     note: dsl.Output[dsl.Markdown],
+    target: str = "",
 ) -> None:
     """Start the candidate beside the champion, check health, smoke and parity, then switch the channel.
 
@@ -25,6 +26,7 @@ def deploy(
         store: Folder or gs:// URI that holds models/ and channels/.
         run_id: This run.
         serving_image: Image that serves policies, for the Vertex model registry.
+        target: Where it is to serve: a JSON object that names a Cloud Run service; this machine where it is empty.
     """
     from pathlib import Path
 
@@ -33,6 +35,8 @@ def deploy(
     from layer3.errors import ReleaseError
     from serving.release import release
 
+    if target:
+        raise ReleaseError("a release on Cloud Run is not possible yet: leave target empty")
     policy = load_policy(Path(model.path))
     if verdict.metadata.get("passed") is not True:
         raise ReleaseError(f"the verdict on policy {policy.model_id} is not passed: it is not released")

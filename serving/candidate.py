@@ -26,6 +26,19 @@ __all__ = ["SERVER", "Candidate", "running"]
 #: The command that serves; a release may be given another one.
 SERVER: Final = (sys.executable, "-m", "serving")
 _HOST: Final = "127.0.0.1"
+#: Settings of the machine's own server: a trial on loopback answers whoever asks, as often as it is asked.
+_NOT_INHERITED: Final = frozenset(
+    {
+        "ACCESS_LOG",
+        "AIP_HTTP_PORT",
+        "API_KEYS_FILE",
+        "ID_TOKEN_AUDIENCE",
+        "ID_TOKEN_EMAILS",
+        "K_SERVICE",
+        "RATE_BURST",
+        "RATE_LIMIT",
+    }
+)
 _ROOT: Final = Path(__file__).resolve().parents[1]
 _ASK_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.05
@@ -181,9 +194,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _environment(model_uri: str, port: int) -> Mapping[str, str]:
-    inherited = {key: value for key, value in os.environ.items() if key not in ("K_SERVICE", "ACCESS_LOG")}
+    inherited = {key: value for key, value in os.environ.items() if key not in _NOT_INHERITED}
     absolute = model_uri if storage.is_remote(model_uri) else str(Path(model_uri).resolve())
-    return {**inherited, "HOST": _HOST, "PORT": str(port), "MODEL_URI": absolute, EXIT_WITH_STDIN: "1"}
+    own = {"HOST": _HOST, "PORT": str(port), "MODEL_URI": absolute, "AUTH": "off", EXIT_WITH_STDIN: "1"}
+    return {**inherited, **own}
 
 
 def _free_port(wanted: int | None) -> int:
