@@ -10,7 +10,7 @@ from typing import Any
 
 from layer3 import storage
 
-__all__ = ["SCHEMA", "read_manifest", "write_manifest"]
+__all__ = ["SCHEMA", "parse_manifest", "read_manifest", "write_manifest"]
 
 SCHEMA = 1
 
@@ -119,8 +119,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     ValueError : it is not JSON, not finite, or not the shape of a manifest; the message names the place
     OSError : it cannot be read
     """
+    return parse_manifest(path.read_bytes())
+
+
+def parse_manifest(content: bytes) -> dict[str, Any]:
+    """A manifest's bytes as :func:`read_manifest` gives them; ValueError likewise."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        data = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
     except RecursionError as error:
         raise ValueError("nested too deeply to be a manifest") from error
     if isinstance(data, Mapping) and data.get("schema") != SCHEMA:
