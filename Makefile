@@ -43,6 +43,8 @@ CLOCK = $(if $(filter config/example_signals.jsonl,$(INPUT)),signal,machine)
 # Of an A/B test: which of a store's experiments, and a page to write.
 EXPERIMENT =
 HTML =
+# Predictions a day, for the cost.
+REQUESTS = 10000
 TRIALS = 20
 JOBS = 2
 ASSETS = BTC,ETH,SOL
@@ -50,9 +52,9 @@ ASSETS = BTC,ETH,SOL
 SEEDS =
 # Through the environment, so that no quote or space in a value can change a command.
 export DATA SYMBOL SEED STEPS MEMBERS FOLDS FOLD_SEEDS FOLD_KIND THRESHOLD GATE OVERRIDE_NAME OVERRIDE_REASON RUN
-export STORE HOST PORT SIGNAL SIZING ENDPOINT TRIALS JOBS ASSETS SEEDS LAYER3 INPUT OUTPUT LOG CLOCK EXPERIMENT HTML
+export STORE HOST PORT SIGNAL SIZING ENDPOINT TRIALS JOBS ASSETS SEEDS LAYER3 INPUT OUTPUT LOG CLOCK EXPERIMENT HTML REQUESTS
 
-.PHONY: help install compile run-local explain tune assets serve size run-layer3 replay ab-report rollback release-status test lint format types imports check bench bench-training bench-evaluation calibrate lock clean
+.PHONY: help install compile run-local explain tune assets serve size run-layer3 replay ab-report cost rollback release-status test lint format types imports check bench bench-training bench-evaluation calibrate lock clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,6 +105,9 @@ replay: $(READY) ## make every decision of a log again and show differences (LOG
 ab-report: STORE = ab.sqlite
 ab-report: $(READY) ## what an A/B test of policy against Kelly says (STORE=FILE, EXPERIMENT=, HTML=FILE)
 	@$(BIN)/python -m layer3.ab.report --store="$$STORE" $(if $(EXPERIMENT),--experiment="$$EXPERIMENT") $(if $(HTML),--html="$$HTML")
+
+cost: $(READY) ## what runs, serving and storage cost, and what remains of the budget (REQUESTS=10000 a day)
+	@$(BIN)/python -m pipelines.cost --store="$$STORE" --requests-per-day="$$REQUESTS"
 
 rollback: $(READY) ## put the champion before this one back into service
 	@$(BIN)/python -m serving.release rollback --store="$$STORE"
