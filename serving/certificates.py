@@ -147,13 +147,12 @@ class Certificates:
     def _answer(self) -> tuple[dict[str, RSAPublicKey], float]:
         with self._opener.open(self._url, timeout=_TIMEOUT_SECONDS) as answer:
             document = _bounded(answer)
-            return public_keys(document), _age(answer.headers.get("Cache-Control", ""))
+            return public_keys(document), _age(answer.headers)
 
     def _follow(self) -> None:
         while not self._stopped:
+            self._wake.wait(self.fetch())
             self._wake.clear()
-            wait = self.fetch()
-            self._wake.wait(wait)
 
 
 def _bounded(answer: IO[bytes]) -> bytes:
@@ -163,6 +162,10 @@ def _bounded(answer: IO[bytes]) -> bytes:
     return document
 
 
-def _age(cache_control: str) -> float:
-    found = _MAX_AGE.search(cache_control.lower())
-    return min(MOST_AGE, max(LEAST_AGE, float(found[1]))) if found else USUAL_AGE
+def _age(headers: Mapping[str, str]) -> float:
+    """Seconds for which an answer is good: its max-age less the time it spent in caches on its way."""
+    most = _MAX_AGE.search(headers.get("Cache-Control", "").lower())
+    if most is None:
+        return USUAL_AGE
+    spent = headers.get("Age", "0")
+    return min(MOST_AGE, max(LEAST_AGE, float(most[1]) - (float(spent) if spent.isdecimal() else 0)))

@@ -116,12 +116,17 @@ class Guard:
         self._tokens: IdentityTokens | None = None
         if settings.audiences:
             # PyJWT and cryptography take 60 ms to import: only a server that is sent tokens pays for them.
-            from serving.identity import Accepted, Certificates, IdentityTokens
+            from serving.certificates import Certificates
+            from serving.identity import Accepted, IdentityTokens
 
             certificates = Certificates(settings.certs_url, clock)
             accepted = Accepted(settings.audiences, settings.emails, self._challenge)
             self._tokens = IdentityTokens(accepted, certificates, clock, wall)
-        self._rate = TokenBuckets(settings.rate, settings.burst, clock) if settings.rate else None
+            if not settings.emails:
+                logger.warning(
+                    "ID_TOKEN_EMAILS is not set: every Google account may call, with a token for this service"
+                )
+        self._rate = TokenBuckets(settings.rate, settings.burst, clock) if settings.rate is not None else None
 
     def start(self) -> None:
         """Begin to follow the file of keys and to fetch certificates, each in a thread of its own."""

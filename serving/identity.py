@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -39,6 +38,8 @@ MAX_TOKEN_BYTES: Final = 8192
 #: What Cloud Run leaves of a signature that it has checked itself.
 _REMOVED: Final = b"SIGNATURE_REMOVED_BY_GOOGLE"
 _BAD: Final = "bad signatures"
+#: Seconds since 1970 that no honest token reaches (the year 5138); JSON has numbers that no float holds.
+_LAST_TIME: Final = 1e11
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ class IdentityTokens:
         ------
         Problem : 401 no valid token, 403 an account that may not call, 429 too many bad ones, 503 no certificates
         """
+        if len(authorization) > MAX_TOKEN_BYTES:
+            raise unauthorised("what Authorization carries is too long for an ID token", self._accepted.challenge)
         digest = hashlib.sha256(authorization).digest()
         name, expires = self._remembered.get(digest, (None, 0.0))
         if self._wall() >= expires:
@@ -145,7 +148,7 @@ def _parsed(authorization: bytes) -> _Token:
     if scheme.lower() != b"bearer" or not encoded:
         raise _Refused("Authorization must be the word Bearer and a Google ID token")
     parts = encoded.split(b".")
-    if len(parts) != 3 or len(encoded) > MAX_TOKEN_BYTES:
+    if len(parts) != 3:
         raise _Refused("what Authorization carries is no ID token: that has three parts, joined by dots")
     if parts[2] == _REMOVED:
         raise _Refused(
@@ -194,8 +197,8 @@ def _account(claims: Mapping[str, Any], emails: frozenset[str]) -> str | None:
 
 def _time(claims: Mapping[str, Any], name: str) -> float:
     value = claims.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _Refused(f"the ID token's time {name!r} is missing or no number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_LAST_TIME < value < _LAST_TIME:
+        raise _Refused(f"the ID token's time {name!r} is missing or no number of seconds since 1970")
     return float(value)
 
 

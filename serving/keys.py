@@ -29,6 +29,8 @@ _MAX_BYTES: Final = 64 * 1024
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 #: Printable ASCII without spaces; 16 characters are the least that nobody guesses.
 _KEY: Final = re.compile(r"[!-~]{16,256}")
+#: Bytes of a key that are looked at: more than any has, so that a longer one is wrong, and cheaply so.
+_MAX_KEY: Final = 257
 _FORM: Final = "a line is name:key, with a key of 16 to 256 printable ASCII characters without spaces"
 
 logger = logging.getLogger("serving.keys")
@@ -68,6 +70,7 @@ class KeyFile:
         self._path = path
         # Digests under a secret of this process: nobody can aim at one, so finding it by its value tells nothing.
         self._salted = hashlib.sha256(secrets.token_bytes(64))
+        self._seen = _time_of_change(path)
         self._content = _read(path)
         self._digests = self._digested(parse_keys(_text(self._content, path), str(path)))
         self._complaint = ""
@@ -76,7 +79,7 @@ class KeyFile:
 
     def name_of(self, key: bytes) -> str | None:
         """The caller with this key, or None; takes as long for a wrong key as for a right one."""
-        digest = self._digest(key)
+        digest = self._digest(key[:_MAX_KEY])
         expected, name = self._digests.get(digest[:8], (bytes(32), None))
         return name if hmac.compare_digest(expected, digest) else None
 
@@ -103,15 +106,15 @@ class KeyFile:
         self._digests = self._digested(names)
         self._content = content
         self._complaint = ""
-        logger.info("API keys were read anew: %d, of %s", len(names), ", ".join(sorted(set(names.values()))))
+        logger.info("the API keys were read anew: %d, of %d callers", len(names), len(set(names.values())))
 
     def _watch(self) -> None:
-        changed, since_read = _time_of_change(self._path), 0.0
+        since_read = 0.0
         while not self._stop.wait(LOOK_SECONDS):
             since_read += LOOK_SECONDS
             now = _time_of_change(self._path)
-            if now != changed or since_read >= READ_SECONDS:
-                changed, since_read = now, 0.0
+            if now != self._seen or since_read >= READ_SECONDS:
+                self._seen, since_read = now, 0.0
                 self.refresh()
 
     def _digest(self, key: bytes) -> bytes:
@@ -142,9 +145,9 @@ def _text(content: bytes, path: Path) -> str:
         raise ConfigurationError(f"{path} is no file of API keys: it holds bytes that are not ASCII") from None
 
 
-def _time_of_change(path: Path) -> tuple[int, int] | None:
+def _time_of_change(path: Path) -> tuple[int, int, int] | None:
     try:
         status = path.stat()
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_ino
+    return status.st_mtime_ns, status.st_ino, status.st_size
