@@ -113,6 +113,7 @@ class Guard:
         ways = [way for way, on in ((_KEY_WAY, settings.keys_file), (_TOKEN_WAY, settings.audiences)) if on]
         self._wanted = " or ".join(way.sent_as for way in ways)
         self._challenge = ", ".join(way.challenge for way in ways)
+        self._warning = _warning(settings)
         self._tokens: IdentityTokens | None = None
         if settings.audiences:
             # PyJWT and cryptography take 60 ms to import: only a server that is sent tokens pays for them.
@@ -122,10 +123,6 @@ class Guard:
             certificates = Certificates(settings.certs_url, clock)
             accepted = Accepted(settings.audiences, settings.emails, self._challenge)
             self._tokens = IdentityTokens(accepted, certificates, clock, wall)
-            if not settings.emails:
-                logger.warning(
-                    "ID_TOKEN_EMAILS is not set: every Google account may call, with a token for this service"
-                )
         self._rate = TokenBuckets(settings.rate, settings.burst, clock) if settings.rate is not None else None
 
     def start(self) -> None:
@@ -134,8 +131,8 @@ class Guard:
             self._keys.start()
         if self._tokens:
             self._tokens.start()
-        if not (self._keys or self._tokens):
-            logger.warning("AUTH=off: anybody who reaches this port may call, and nobody is asked who they are")
+        if self._warning:
+            logger.warning(self._warning)
 
     def close(self) -> None:
         """End the threads."""
@@ -173,6 +170,15 @@ class Guard:
         if self._keys is None and self._tokens is None:
             return ANYONE
         raise unauthorised(f"this service answers known callers only: send {self._wanted}", self._challenge)
+
+
+def _warning(settings: GuardSettings) -> str:
+    """What whoever starts the server must know about who may call; "" where nothing is unusual."""
+    if settings.audiences and not settings.emails:
+        return "ID_TOKEN_EMAILS is not set: every Google account may call, with a token for this service"
+    if not (settings.audiences or settings.keys_file):
+        return "AUTH=off: anybody who reaches this port may call, and nobody is asked who they are"
+    return ""
 
 
 def _ways(chosen: str, has_keys: bool, has_audience: bool) -> frozenset[str]:
