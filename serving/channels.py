@@ -61,17 +61,20 @@ def rolled_back(channel: Channel, at: str) -> Channel:
 
 def publish(store: str, champion: Champion, *, expected: Channel | None) -> Channel:
     """Switch ``store`` to ``champion`` in one write, unless its channel is no longer the ``expected`` one."""
-    if read(store) != expected:
-        raise ReleaseError(f"{storage.join(store, *CHANNEL)} was changed by someone else meanwhile: release again")
-    return _write(store, promoted(expected, champion))
+    return _write(store, promoted(expected, champion), expected)
 
 
-def rollback(store: str, *, now: Callable[[], datetime] = utc_now) -> Channel:
+def rollback(
+    store: str, *, now: Callable[[], datetime] = utc_now, prove: Callable[[Champion], object] | None = None
+) -> Channel:
     """Let the model before the champion serve again, after it has passed its self-test.
+
+    ``prove`` is asked too, once the model's files are known to be whole: it raises a HimariError where the
+    model must not serve.
 
     Raises
     ------
-    ReleaseError : nothing serves, there is no previous model, or it does not load; nothing was changed
+    ReleaseError : nothing serves, there is no previous model, or it does not prove itself; nothing was changed
     """
     # Looked at before the lock too, whose file would make a store out of a mistyped address.
     _present(store)
@@ -80,11 +83,13 @@ def rollback(store: str, *, now: Callable[[], datetime] = utc_now) -> Channel:
         target = rolled_back(channel, _iso(now()))
         try:
             load_champion(store, target.champion)
+            if prove is not None:
+                prove(target.champion)
         except (HimariError, OSError) as error:
             raise ReleaseError(
                 f"cannot go back to {target.champion.model_id}: {error}; {channel.champion.model_id} still serves"
             ) from error
-        return _write(store, target)
+        return _write(store, target, channel)
 
 
 def _present(store: str) -> Channel:
@@ -113,8 +118,8 @@ def load_model(model_uri: str) -> Policy:
 def exclusive(store: str, *, patience_seconds: float = 0.0) -> Iterator[None]:
     """Hold a local store's release lock; the kernel drops it when the process ends, however it ends.
 
-    Another's release is waited for at most ``patience_seconds``. A bucket has no such lock: there
-    :func:`publish` compares the channel right before it writes.
+    Another's release is waited for at most ``patience_seconds``. A bucket has no such lock: there the
+    write of the channel itself is refused if the object is no longer the version that was read.
     """
     if storage.is_remote(store):
         yield
@@ -156,8 +161,16 @@ def _store_of(channel_uri: str) -> str:
     return root or "/"
 
 
-def _write(store: str, channel: Channel) -> Channel:
-    storage.write_bytes(storage.join(store, *CHANNEL), channel.to_json().encode())
+def _write(store: str, channel: Channel, expected: Channel | None) -> Channel:
+    """One write over ``expected`` and nothing else, whoever else writes at this moment."""
+    where = storage.join(store, *CHANNEL)
+    found: Channel | None = None
+    version: str | None = None
+    with contextlib.suppress(FileNotFoundError):
+        content, version = storage.read_version(where)
+        found = Channel.from_json(content, where)
+    if found != expected or not storage.replace_bytes(where, channel.to_json().encode(), version):
+        raise ReleaseError(f"{where} was changed by someone else meanwhile: look at release-status, then release again")
     return channel
 
 

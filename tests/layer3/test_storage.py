@@ -8,12 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from layer3 import storage
 from layer3.errors import ConfigurationError, SourceError
-from tests.fakes.gcs import FakeGcs
+from tests.fakes.gcs import FakeGcs, RefusalError
 
 
 @pytest.fixture
@@ -53,6 +54,49 @@ def test_what_is_written_is_read_back_and_replaced_as_a_whole(root: str) -> None
     assert storage.exists(uri)
     assert storage.exists(storage.join(root, "models"))
     assert not storage.exists(storage.join(root, "mod"))
+
+
+def test_only_the_version_that_was_read_is_replaced(root: str) -> None:
+    uri = storage.join(root, "channels", "a b.json")
+    assert storage.replace_bytes(uri, b"first", None)
+    assert not storage.replace_bytes(uri, b"second, unseen", None)
+    content, version = storage.read_version(uri)
+    assert content == b"first"
+    assert storage.replace_bytes(uri, b"second", version)
+    assert not storage.replace_bytes(uri, b"third, too late", version)
+    content, later = storage.read_version(uri)
+    assert (content, later != version) == (b"second", True)
+
+
+def test_a_version_of_nothing_is_named(root: str) -> None:
+    uri = storage.join(root, "nowhere", "x")
+    with pytest.raises(FileNotFoundError) as caught:
+        storage.read_version(uri)
+    assert caught.value.filename == uri
+    if storage.is_remote(root):
+        assert not storage.replace_bytes(uri, b"over what is gone", "1")
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_replacement_whose_answer_was_lost_is_known_as_our_own(gcs: FakeGcs) -> None:
+    real = gcs.store
+
+    def store_and_fail(*arguments: Any) -> dict[str, Any]:
+        gcs.store = real  # type: ignore[method-assign]
+        real(*arguments)
+        raise RefusalError(503, "the answer is lost")
+
+    gcs.store = store_and_fail  # type: ignore[method-assign]
+    assert storage.replace_bytes("gs://store/channels/x", b"ours", None)
+    assert gcs.content("store", "channels/x") == b"ours"
+
+
+def test_a_bucket_that_refuses_a_replacement_is_a_source_error(gcs: FakeGcs) -> None:
+    gcs.fail(403)
+    with pytest.raises(SourceError, match=r"cannot write gs://store/x"):
+        storage.replace_bytes("gs://store/x", b"", None)
+    with pytest.raises(SourceError, match="create it with"):
+        storage.replace_bytes("gs://no-such-bucket/x", b"", None)
 
 
 def test_empty_content_is_content(root: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from layer3 import storage
 from layer3.champion import Champion, Channel, load_folder, model_folder, read
 from layer3.errors import ConfigurationError, PolicyError, ReleaseError, SourceError
 from serving import channels
@@ -175,6 +176,46 @@ def test_a_channel_changed_by_someone_else_is_not_overwritten(tmp_path: Path) ->
     channels.publish(str(tmp_path), champion("a"), expected=seen)
     with pytest.raises(ReleaseError, match="changed by someone else"):
         channels.publish(str(tmp_path), champion("b"), expected=seen)
+
+
+def test_of_two_releasers_into_a_bucket_one_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have seen the same channel, and the second one's look at it comes before the first one's write."""
+    with FakeGcs("bucket") as gcs:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.url)
+        real = storage.read_version
+
+        def overtaken(uri: str) -> tuple[bytes, str]:
+            monkeypatch.setattr(storage, "read_version", real)
+            seen = real(uri)
+            channels.publish("gs://bucket", champion("b"), expected=start)
+            return seen
+
+        start = channels.publish("gs://bucket", champion("a"), expected=None)
+        monkeypatch.setattr(storage, "read_version", overtaken)
+        with pytest.raises(ReleaseError, match="changed by someone else"):
+            channels.publish("gs://bucket", champion("c"), expected=start)
+        now = read("gs://bucket")
+        assert now is not None
+        assert now.champion == champion("b")
+
+
+def test_a_rollback_that_does_not_prove_itself_changes_nothing(tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    first, second = put(store, tmp_path / "1", 1), put(store, tmp_path / "2", 2)
+    asked: list[str] = []
+
+    def refuse(candidate: Champion) -> None:
+        asked.append(candidate.model_id)
+        raise ReleaseError("it answers wrongly")
+
+    with pytest.raises(
+        ReleaseError, match=rf"cannot go back to {first.model_id}: it answers wrongly; {second.model_id}"
+    ):
+        channels.rollback(store, prove=refuse)
+    now = read(store)
+    assert asked == [first.model_id]
+    assert now is not None
+    assert now.champion == second
 
 
 def test_one_at_a_time_in_one_store(tmp_path: Path) -> None:
