@@ -71,8 +71,9 @@ class KeyFile:
         # Digests under a secret of this process: nobody can aim at one, so finding it by its value tells nothing.
         self._salted = hashlib.sha256(secrets.token_bytes(64))
         self._seen = _time_of_change(path)
-        self._content = _read(path)
-        self._digests = self._digested(parse_keys(_text(self._content, path), str(path)))
+        content = _read(path)
+        self._content = self._digest(content)
+        self._digests = self._digested(parse_keys(_text(content, path), str(path)))
         self._complaint = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch-keys", daemon=True)
@@ -95,7 +96,7 @@ class KeyFile:
         """Read the file again; what is wrong with it is logged once, and the keys stay as they were."""
         try:
             content = _read(self._path)
-            if content == self._content and not self._complaint:
+            if self._digest(content) == self._content and not self._complaint:
                 return
             names = parse_keys(_text(content, self._path), str(self._path))
         except ConfigurationError as error:
@@ -104,7 +105,7 @@ class KeyFile:
                 logger.error("the API keys stay as they were: %s", error)
             return
         self._digests = self._digested(names)
-        self._content = content
+        self._content = self._digest(content)
         self._complaint = ""
         logger.info("the API keys were read anew: %d, of %d callers", len(names), len(set(names.values())))
 
