@@ -17,6 +17,8 @@ def deploy(
     released: dsl.Output[artifact_types.UnmanagedContainerModel],
     note: dsl.Output[dsl.Markdown],
     target: str = "",
+    vertex: str = "",
+    registered: dsl.Input[artifact_types.VertexModel] = None,
 ) -> None:
     """Start the candidate beside the champion, check health, smoke and parity, then switch the channel.
 
@@ -27,13 +29,17 @@ def deploy(
         run_id: This run.
         serving_image: Image that serves policies, for the Vertex model registry.
         target: Where it is to serve: a JSON object that names a Cloud Run service; this machine where it is empty.
+        vertex: Where Vertex AI records, as JSON; nothing is recorded where it is empty.
+        registered: The candidate in Vertex's model registry, where it becomes the champion.
     """
     from pathlib import Path
 
     from layer3 import storage
     from layer3.agent.policy import load_policy
     from layer3.errors import ReleaseError
+    from serving.registry import promote
     from serving.release import release
+    from serving.vertex import place_of
 
     if target:
         raise ReleaseError("a release on Cloud Run is not possible yet: leave target empty")
@@ -71,3 +77,5 @@ def deploy(
     print("\n".join(lines))
     done = ", ".join(step["name"] for step in steps)
     print(f"{result.outcome.capitalize()} {result.model_id}" + (f" after {done}" if done else ""))
+    if vertex and registered.metadata["registered"]:
+        print(promote(place_of(vertex), registered.metadata["resourceName"]))

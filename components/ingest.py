@@ -20,12 +20,16 @@ def ingest(
     Args:
         data: Path or gs:// URI of a CSV or Parquet file, exchange:SYMBOL, or synthetic:NAME.
         symbol: Name of the market, for example BTC-USDT.
-        data_version: What the data must be: a file's sha256, or the end of an exchange's window.
+        data_version: What the data must be: a file's sha256, or the end of an exchange's window; newest for what
+            there is now, where this step is not cached.
         sizing: Text of a YAML file like config/sizing.yaml; the defaults where it is empty.
     """
     from layer3 import workflow
+    from layer3.market.sources import version_of
 
-    info = workflow.ingest(data, symbol, data_version, sizing, place(candles), place(features))
+    # Pinned as soon as it runs, so that what is recorded says which data these were.
+    version = version_of(data) if data_version == "newest" else data_version
+    info = workflow.ingest(data, symbol, version, sizing, place(candles), place(features))
     candles.metadata.update(metadata(info))
     features.metadata.update(metadata(info))
     kind = "SYNTHETIC " if info["synthetic"] else ""

@@ -16,7 +16,7 @@ from layer3.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parents[1]
 PINNED = "europe-docker.pkg.dev/p/himari/pipeline@sha256:" + "ab" * 32
-STEPS = {"ingest", "train", "allot", "walk", "evaluate", "gate", "deploy", "reject", "notify"}
+STEPS = {"ingest", "train", "allot", "walk", "evaluate", "gate", "register", "deploy", "reject", "notify"}
 SEARCH_STEPS = {"ingest", "propose", "score", "compare"}
 
 
@@ -152,6 +152,7 @@ def test_artifacts_are_typed(spec):
     assert outputs("evaluate") == {"evaluation": "system.Dataset", "metrics": "system.Metrics"}
     assert outputs("gate") == {"verdict": "system.Markdown", "tear_sheet": "system.HTML"}
     assert outputs("deploy") == {"released": "google.UnmanagedContainerModel", "note": "system.Markdown"}
+    assert outputs("register") == {"registered": "google.VertexModel"}
     assert outputs("reject") == {"note": "system.Markdown"}
 
 

@@ -44,8 +44,9 @@ def test_steps_in_order_with_what_they_wait_for(spec):
         "walk",
         "evaluate",
         "gate",
-        "deploy",
         "reject",
+        "register",
+        "deploy",
         "notify",
     ]
     waits = {leaf.name: set(leaf.depends_on) for leaf in order}
@@ -56,7 +57,8 @@ def test_steps_in_order_with_what_they_wait_for(spec):
         "train": {"ingest"},
         "evaluate": {"ingest", "train", "walk"},
         "gate": {"evaluate"},
-        "deploy": {"gate", "train"},
+        "register": {"evaluate", "gate", "train"},
+        "deploy": {"gate", "register", "train"},
         "reject": {"gate"},
         "notify": {"deploy", "reject"},
     }
