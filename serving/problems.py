@@ -1,4 +1,4 @@
-"""What the API answers when it does not answer: RFC 9457 problem documents, and JSON that is always JSON."""
+"""What the API answers when it does not answer: RFC 9457 problem documents."""
 
 from __future__ import annotations
 
@@ -7,33 +7,24 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
-from starlette.responses import Response
+__all__ = ["MEDIA_TYPE", "Problem", "problem_body"]
 
-__all__ = ["JsonResponse", "Problem", "problem_response"]
-
-_MEDIA_TYPE: Final = "application/problem+json"
-
-
-class JsonResponse(Response):
-    """ASCII JSON without NaN: what a caller sent may come back in it, lone surrogates included."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+MEDIA_TYPE: Final = "application/problem+json"
 
 
 class Problem(Exception):  # noqa: N818 - RFC 9457's own word
-    """A request that is answered with ``status`` and a sentence, instead of a prediction.
+    """A request that is answered with ``status`` and a sentence, instead of what it asked for.
 
-    ``errors`` lists single faults: each a mapping with ``index``, ``feature``, ``expected``, ``got``.
+    ``errors`` lists single faults: each a mapping with ``index``, ``feature``, ``expected``, ``got``,
+    and ``state`` where there are several states. ``headers`` go into the answer beside the usual ones.
     """
 
     def __init__(
         self,
         status: HTTPStatus,
         detail: str,
-        errors: Sequence[Mapping[str, Any]] = (),
+        errors: Sequence[Mapping[str, Any]] | None = None,
+        *,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
@@ -43,15 +34,18 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own word
         self.headers = headers
 
 
-def problem_response(problem: Problem) -> Response:
-    """The answer that carries ``problem``."""
+def problem_body(problem: Problem, request_id: str) -> bytes:
+    """The document that carries ``problem``: ASCII JSON without NaN.
+
+    ASCII, because what a caller sent may come back in it, lone surrogates included.
+    """
     body: dict[str, Any] = {
         "type": "about:blank",
         "title": problem.status.phrase,
         "status": problem.status.value,
         "detail": problem.detail,
+        "request_id": request_id,
     }
     if problem.errors:
         body["errors"] = [dict(error) for error in problem.errors]
-    headers = dict(problem.headers) if problem.headers else None
-    return JsonResponse(body, problem.status.value, headers, _MEDIA_TYPE)
+    return json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")

@@ -5,36 +5,79 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 from layer3.errors import ConfigurationError
+from serving.guard import GuardSettings, guard_settings
 
 __all__ = ["EXIT_WITH_STDIN", "Settings", "settings"]
 
 #: Name of the setting that ties the server's life to its standard input.
 EXIT_WITH_STDIN: Final = "HIMARI_EXIT_WITH_STDIN"
+_MAX_IN_FLIGHT: Final = 1000
 
 
 @dataclass(frozen=True)
 class Settings:
+    """What the environment says; ``guard`` is who may call.
+
+    ``health_route`` and ``predict_route`` are Vertex AI's, beside our own; empty where it does not run us.
+    ``cors_origins`` are the web pages that may call from a browser, ``max_in_flight`` how many connections
+    and requests are held at once, ``watch_seconds`` the pause between two looks at a channel,
+    ``access_log_per_second`` how many lines a second are written of requests that went well.
+    """
+
+    guard: GuardSettings
     host: str
     port: int
     model_uri: str
-    access_log: bool
+    health_route: str
+    predict_route: str
+    cors_origins: frozenset[str]
+    max_in_flight: int
+    watch_seconds: float
+    access_log_per_second: float
+    project: str
     exit_with_stdin: bool
 
 
 def settings(environment: Mapping[str, str]) -> Settings:
     """Read the settings, or raise a ConfigurationError that names the wrong one."""
-    port = environment.get("PORT", "8080")
-    if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
-        raise ConfigurationError(f"PORT is {port!r}, expected a number from 1 to 65535")
+    on_vertex, on_cloud_run = "AIP_HTTP_PORT" in environment, bool(environment.get("K_SERVICE"))
+    port = _integer(environment, "AIP_HTTP_PORT" if on_vertex else "PORT", 8080, 1, 65535)
     return Settings(
-        host=environment.get("HOST") or ("0.0.0.0" if environment.get("K_SERVICE") else "127.0.0.1"),
-        port=int(port),
-        model_uri=environment.get("MODEL_URI", ""),
-        access_log=_flag(environment, "ACCESS_LOG"),
+        host=environment.get("HOST") or ("0.0.0.0" if on_vertex or on_cloud_run else "127.0.0.1"),
+        port=port,
+        # Vertex names the folder that a model was uploaded with.
+        model_uri=environment.get("MODEL_URI") or environment.get("AIP_STORAGE_URI", ""),
+        health_route=_route(environment, "AIP_HEALTH_ROUTE"),
+        predict_route=_route(environment, "AIP_PREDICT_ROUTE"),
+        cors_origins=_origins(environment.get("CORS_ORIGINS", "")),
+        max_in_flight=_integer(environment, "MAX_IN_FLIGHT", _MAX_IN_FLIGHT, 1, 100_000),
+        watch_seconds=_seconds(environment, "WATCH_SECONDS", 2.0),
+        access_log_per_second=float(_integer(environment, "ACCESS_LOG_PER_SECOND", 10, 0, 100_000)),
+        project=environment.get("GOOGLE_CLOUD_PROJECT", ""),
         exit_with_stdin=_flag(environment, EXIT_WITH_STDIN),
+        guard=guard_settings(environment),
     )
+
+
+def _integer(environment: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    text = environment.get(name, str(default))
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and low <= int(text) <= high):
+        raise ConfigurationError(f"{name} is {text!r}, expected a number from {low} to {high}")
+    return int(text)
+
+
+def _seconds(environment: Mapping[str, str], name: str, default: float) -> float:
+    text = environment.get(name, str(default))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0.05 <= seconds <= 3600.0:
+        raise ConfigurationError(f"{name} is {text!r}, expected seconds from 0.05 to 3600")
+    return seconds
 
 
 def _flag(environment: Mapping[str, str], name: str) -> bool:
@@ -42,3 +85,24 @@ def _flag(environment: Mapping[str, str], name: str) -> bool:
     if value not in ("0", "1", ""):
         raise ConfigurationError(f"{name} is {value!r}, expected 0 or 1")
     return value == "1"
+
+
+def _route(environment: Mapping[str, str], name: str) -> str:
+    path = environment.get(name, "")
+    if path and not (path.startswith("/") and path.isascii() and path.isprintable() and not set(path) & set(" ?#%")):
+        raise ConfigurationError(f"{name} is {path!r}, expected a path such as /v1/predict")
+    return path
+
+
+def _origins(text: str) -> frozenset[str]:
+    origins = frozenset(entry.strip() for entry in text.split(",") if entry.strip())
+    for origin in origins:
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}" or "@" in origin:
+            raise ConfigurationError(
+                f"CORS_ORIGINS holds {origin!r}, expected addresses such as https://desk.example.com, comma-separated; "
+                "there is no * for everybody"
+            )
+        if not parts.hostname or "*" in origin:
+            raise ConfigurationError(f"CORS_ORIGINS holds {origin!r}: each origin is named in full, without *")
+    return origins

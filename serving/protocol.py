@@ -1,0 +1,261 @@
+"""HTTP/1.1 on one connection: uvicorn's protocol with a short cut, limits on headers, and patience that ends.
+
+A request of the door's own routes that is here as a whole is answered from the socket's callback: no task, no
+events, no scope. Everything else (a body that is still coming, HEAD, pages, pipelining behind one of these)
+is handed to uvicorn, which calls the same door through ASGI. Half of what an empty uvicorn spends on a
+request is thereby saved, and pays for what ours does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final, NoReturn
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from serving.door import Door
+from serving.overload import Overloaded
+from serving.problems import Problem
+from serving.replies import Reply, lines
+from serving.routes import Route
+
+__all__ = ["HEADER_SECONDS", "IDLE_SECONDS", "MAX_HEADER", "Connection", "protocol_of"]
+
+#: Largest request line and headers, in bytes.
+MAX_HEADER: Final = 16 * 1024
+#: Seconds a sender may take for them.
+HEADER_SECONDS: Final = 10.0
+#: Seconds a connection may stay open without a request; longer than Google's front ends leave theirs unused.
+IDLE_SECONDS: Final = 620.0
+#: Seconds that a refused sender may go on sending before it is cut off.
+_LINGER_SECONDS: Final = 2.0
+#: Seconds without a request after which a connection may be closed to make room for another.
+_QUIET_SECONDS: Final = 1.0
+#: Requests that may wait on one connection behind one that is under way.
+_PIPELINED: Final = 16
+
+
+_METHODS: Final = {b"GET": "GET", b"POST": "POST"}
+
+
+class _Stop(Exception):  # noqa: N818 - ends the parser's work on what is no longer wanted
+    """Raised in a parser's callback; ``Connection.data_received`` knows what was wrong."""
+
+
+class Connection(HttpToolsProtocol):
+    """One connection; ``door`` and ``limit`` (of connections) are set by :func:`protocol_of`."""
+
+    door: Door
+    limit: int
+    direct: Mapping[bytes, tuple[str, Route]]
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.since = self.loop.time()
+        self.crowded = False
+        self.finished = False
+        # Of the request that is being read: whether its headers are, its bytes so far, and what the short cut takes.
+        self.reading = False
+        self.header_bytes = 0
+        self.chunk_bytes = 0
+        self.pending: tuple[str, Route] | None = None
+        self.method = ""
+        self.parts: list[bytes] = []
+        self.fault: Problem | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is under way by uvicorn's own way."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    # What the loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]
+        if len(self.connections) > self.limit:
+            self._find_room()
+
+    def data_received(self, data: bytes) -> None:
+        if self.finished:
+            return
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        if not self.reading:  # whoever sends its headers byte by byte does not gain time by it
+            self.since = self.loop.time()
+        self.chunk_bytes = len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # Nobody here speaks anything else: the request was answered as what it is, and is the last one.
+            if self.busy:
+                self.cycle.keep_alive = False
+            else:
+                self.transport.close()
+            return
+        except httptools.HttpParserError:
+            if not self.transport.is_closing():
+                self._reject(self.fault or Problem(HTTPStatus.BAD_REQUEST, "this is not HTTP/1.1 (RFC 9112)"))
+            return
+        if self.reading:
+            end = data.rfind(b"\r\n\r\n")
+            self.header_bytes = self.header_bytes + len(data) if end < 0 else len(data) - end - 4
+            if self.header_bytes > MAX_HEADER:
+                self._reject(_headers_too_large())
+        elif self.pending is not None:
+            self._hand_over()
+
+    def expire(self, now: float) -> None:
+        """Lose patience; called once a second with the loop's time."""
+        waited = now - self.since
+        if self.busy:
+            return
+        if self.finished or self.transport.get_write_buffer_size():
+            if waited > (_LINGER_SECONDS if self.finished else HEADER_SECONDS):
+                self.transport.abort()
+        elif self.reading and waited > HEADER_SECONDS:
+            self._reject(
+                Problem(HTTPStatus.REQUEST_TIMEOUT, f"the headers did not arrive within {HEADER_SECONDS:g} s")
+            )
+        elif waited > IDLE_SECONDS:
+            self.transport.close()
+
+    # What the parser calls
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.headers = []
+        self.reading = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.reading:  # trailers behind a chunked body are nobody's
+            self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self.reading = False
+        if self.chunk_bytes + self.header_bytes > MAX_HEADER and self._header_size() > MAX_HEADER:
+            self._stop(_headers_too_large())
+        self.header_bytes = 0
+        if self.transport.is_closing():
+            self._stop(None)
+        if self.flow.write_paused or len(self.pipeline) >= _PIPELINED:  # it sends and does not read
+            self.transport.abort()
+            self._stop(None)
+        found = self.direct.get(self.url)
+        if self.crowded and found is not None and found[1].guarded:
+            self._stop(Overloaded())
+        method = _METHODS.get(self.parser.get_method())
+        if (
+            found is not None
+            and method is not None
+            and not self.busy
+            and not self.parser.should_upgrade()
+            and self.parser.get_http_version() == "1.1"
+        ):
+            self.pending, self.method = found, method
+        else:
+            self._hand_over()
+
+    def on_body(self, body: bytes) -> None:
+        if self.pending is not None:
+            self.parts.append(body)
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self.pending is None:
+            super().on_message_complete()
+            return
+        (path, route), parts = self.pending, self.parts
+        self.pending = None
+        body = b""
+        if parts:
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            self.parts = []
+        reply, request_id = self.door.answer(route, self.method, path, self.headers, body)
+        self._write(reply, request_id, keep=not self.crowded and self.parser.should_keep_alive())
+
+    # Our own
+
+    def _hand_over(self) -> None:
+        """Let uvicorn go on with the request, as if it had read it from the start."""
+        url, headers, parts = self.url, self.headers, self.parts
+        super().on_message_begin()
+        self.url, self.headers, self.parts, self.pending = url, headers, [], None
+        self.scope["headers"] = headers
+        self.expect_100_continue = (b"expect", b"100-continue") in headers
+        super().on_headers_complete()
+        if self.crowded:
+            self.cycle.keep_alive = False
+        for part in parts:
+            super().on_body(part)
+
+    def _write(self, reply: Reply, request_id: str, *, keep: bool) -> None:
+        defaults, more = self.server_state.default_headers, reply.more
+        self.transport.write(
+            b"%b%b%bx-request-id: %b\r\ncontent-length: %d\r\n%b\r\n%b"
+            % (
+                reply.head.block,
+                lines(defaults),
+                lines(more) if more else b"",
+                request_id.encode(),
+                len(reply.body),
+                b"" if keep else b"connection: close\r\n",
+                reply.body,
+            )
+        )
+        if not keep:
+            self.transport.close()
+
+    def _reject(self, problem: Problem) -> None:
+        """Answer what cannot be read any further, and read no more."""
+        self.finished = True
+        if self.busy:  # a second answer in the middle of the first would be taken for a part of it
+            self.transport.abort()
+            return
+        reply, request_id = self.door.refuse(problem, dict(self.headers or ()))
+        self._write(reply, request_id, keep=True)
+        # Not closed yet: a reset for what is still being sent would take the answer with it.
+        self.since = self.loop.time()
+        self.transport.write_eof()
+
+    def _stop(self, problem: Problem | None) -> NoReturn:
+        self.fault = problem
+        raise _Stop
+
+    def _header_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _find_room(self) -> None:
+        """Close the connection that was idle for longest; where none is, what comes on this one is refused."""
+        others = (c for c in self.connections if isinstance(c, Connection) and c is not self)
+        idle = [c for c in others if not (c.busy or c.reading or c.crowded or c.transport.is_closing())]
+        quiet = [c for c in idle if self.loop.time() - c.since > _QUIET_SECONDS]
+        if quiet:
+            min(quiet, key=lambda c: c.since).transport.close()
+        elif len(self.connections) > 2 * self.limit:
+            self.transport.abort()
+        else:
+            self.crowded = True
+
+
+def protocol_of(door: Door, limit: int) -> type[Connection]:
+    """The class of connections that ``door`` answers; when more than ``limit`` are open, new ones are refused."""
+    direct = {path.encode(): (path, route) for path, route in door.routes.items() if not route.is_page}
+    return type("DoorConnection", (Connection,), {"door": door, "limit": limit, "direct": direct})
+
+
+def _headers_too_large() -> Problem:
+    return Problem(
+        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"expected at most {MAX_HEADER} bytes of request line and headers"
+    )
