@@ -85,10 +85,11 @@ def said_of(cloud: Cloud) -> str:
     return json.dumps(asdict(place_in(cloud)), sort_keys=True)
 
 
-def client(kind: Any, place: Place) -> Any:
-    """One of the library's clients, such as ``aiplatform_v1.ModelServiceClient``, that speaks REST to ``place``."""
+def client(kind: Any, where: Place | Cloud) -> Any:
+    """One of the library's clients, such as ``aiplatform_v1.ModelServiceClient``, that speaks REST to ``where``."""
     from google.api_core.client_options import ClientOptions
 
+    place = place_in(where) if isinstance(where, Cloud) else where
     options = ClientOptions(api_endpoint=place.address)
     return kind(credentials=place.credentials(), transport="rest", client_options=options)
 

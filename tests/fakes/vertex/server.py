@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from tests.fakes.google import FakeGoogle, Refused
+from tests.fakes.vertex.metadata import Metadata
+from tests.fakes.vertex.models import Models
 from tests.fakes.vertex.pipelines import Pipelines
+from tests.fakes.vertex.schedules import Schedules
 
 __all__ = ["FakeVertex", "Place"]
 
@@ -54,6 +57,10 @@ class FakeVertex(FakeGoogle):
         super().__init__()
         self.place = place
         self.pipelines = Pipelines(self, place, work, storage=storage, images=images, accounts=accounts)
+        self.metadata = Metadata(self, place)
+        self.pipelines.on_context = self.metadata.began
+        self.models = Models(self, place, images=images)
+        self.schedules = Schedules(self, place, self.pipelines)
         self.serve_operations()
 
     def close(self) -> None:
