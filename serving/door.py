@@ -49,9 +49,7 @@ logger = logging.getLogger("serving")
 class Door:
     """The ASGI application; ``routes`` is its table of paths, ``room`` counts what is under way."""
 
-    def __init__(
-        self, settings: Settings, service: Service, guard: Guard, metrics: Metrics, access: AccessLog
-    ) -> None:
+    def __init__(self, settings: Settings, service: Service, guard: Guard, metrics: Metrics, access: AccessLog) -> None:
         self.service = service
         self.routes = route_table(settings, service, metrics)
         self.room = Room(settings.max_in_flight)

@@ -124,9 +124,7 @@ class Connection(HttpToolsProtocol):
             if waited > (_LINGER_SECONDS if self.finished else HEADER_SECONDS):
                 self.transport.abort()
         elif self.reading and waited > HEADER_SECONDS:
-            self._reject(
-                Problem(HTTPStatus.REQUEST_TIMEOUT, f"the headers did not arrive within {HEADER_SECONDS:g} s")
-            )
+            self._reject(Problem(HTTPStatus.REQUEST_TIMEOUT, f"the headers did not arrive within {HEADER_SECONDS:g} s"))
         elif waited > IDLE_SECONDS:
             self.transport.close()
 
