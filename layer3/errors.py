@@ -3,6 +3,7 @@
     HimariError
     ├── ConfigurationError   whoever started it: an argument or a setting is wrong
     ├── DataError            whoever supplied the data: file, row, column and value are named
+    │   └── StoreError           whoever runs the machine: a store cannot be read or written now
     ├── SourceError          wait, or check the network: a remote source did not answer in full
     │   ├── CircuitOpenError     nobody: it failed too often, and was not asked this time
     │   └── RefusedError         the engineer: it answers, but refuses what we send (HTTP 4xx)
@@ -32,6 +33,7 @@ __all__ = [
     "RefusedError",
     "ReleaseError",
     "SourceError",
+    "StoreError",
     "TrainingError",
 ]
 
@@ -46,6 +48,10 @@ class ConfigurationError(HimariError):
 
 class DataError(HimariError):
     """Market data breaks a rule; the message names file, row, column, value and remedy."""
+
+
+class StoreError(DataError):
+    """A store on this machine could not be read or written (full, locked, gone); trying again may help."""
 
 
 class SourceError(HimariError):

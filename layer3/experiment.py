@@ -15,14 +15,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Final
 
 import numpy as np
 
-from layer3.ab.assignment import Arm, Design, bucket, unit_of
+from layer3.ab.assignment import Arm, Assignment, Design, bucket, unit_of
 from layer3.ab.guardrails import find_breach
-from layer3.ab.records import Decision, How, Outcome, Stop
+from layer3.ab.records import Decision, Outcome, Stop
 from layer3.ab.store import Store
 from layer3.errors import ConfigurationError, DataError
 from layer3.types import PositionSizingDecision, TacticalSignal
@@ -33,19 +33,6 @@ __all__ = ["Assignment", "Experiment"]
 _AHEAD_NS: Final = 5_000_000_000
 #: The engine's stage that cuts a size to what all positions together may be.
 _LEVERAGE: Final = "leverage"
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """Whose size a signal gets and how that came; ``share`` of units that got the policy when its unit was
-    assigned, ``None`` where it was not."""
-
-    arm: Arm
-    how: How
-    unit: str
-    symbol: str
-    strategy: str
-    share: float | None
 
 
 class Experiment:
@@ -77,22 +64,28 @@ class Experiment:
         ``forced`` (for tests) leaves the unit's own arm as it is and this decision out of every analysis.
         Once a guardrail has stopped the policy's arm, its units get Kelly's size.
         """
-        unit = unit_of(
-            self.design.unit, strategy_id=signal.strategy_id, symbol=signal.symbol, timestamp_ns=signal.timestamp_ns
-        )
+        name, unit = self.design.name, self.unit_of(signal)
         if forced is not None:
             if forced not in tuple(Arm):
                 raise ConfigurationError(f"forced is {forced!r}; it must be {' or '.join(Arm)}")
-            return Assignment(Arm(forced), "forced", unit, signal.symbol, signal.strategy_id, None)
-        if self._store.stopped(self.design.name) is not None:
-            return Assignment(Arm.KELLY, "stopped", unit, signal.symbol, signal.strategy_id, None)
-        known = self._store.assigned(self.design.name, unit)
+            return Assignment(name, Arm(forced), "forced", unit, signal.symbol, signal.strategy_id, None)
+        if self._store.stopped(name) is not None:
+            return Assignment(name, Arm.KELLY, "stopped", unit, signal.symbol, signal.strategy_id, None)
+        known = self._store.assigned(name, unit)
         if known is None:
-            now = self._clock()
-            share = self.design.share_at(self.started_ns, now)
-            arm = Arm.POLICY if bucket(self.design.name, unit) < share else Arm.KELLY
-            known = self._store.assign(self.design.name, unit, arm, share, now)
-        return Assignment(known[0], "assigned", unit, signal.symbol, signal.strategy_id, known[1])
+            known = self._store.assign(name, unit, *self.draw(unit), self._clock())
+        return Assignment(name, known[0], "assigned", unit, signal.symbol, signal.strategy_id, known[1])
+
+    def unit_of(self, signal: TacticalSignal) -> str:
+        """The unit that ``signal`` belongs to."""
+        return unit_of(
+            self.design.unit, strategy_id=signal.strategy_id, symbol=signal.symbol, timestamp_ns=signal.timestamp_ns
+        )
+
+    def draw(self, unit: str) -> tuple[Arm, float]:
+        """The arm of a unit that has none yet, and the share of units that get the policy now."""
+        share = self.design.share_at(self.started_ns, self._clock())
+        return Arm.POLICY if bucket(self.design.name, unit) < share else Arm.KELLY, share
 
     def record_sizing(
         self, signal: TacticalSignal, sized: PositionSizingDecision, *, forced: Arm | None = None
@@ -104,8 +97,13 @@ class Experiment:
 
         Raises
         ------
-        As :meth:`record_decision`.
+        DataError : the engine has assigned it already, and as :meth:`record_decision`
         """
+        if sized.experiment is not None:
+            raise DataError(
+                f"decision {sized.decision_id!r} was assigned by the engine's assigner already: append that one's "
+                "observe to the engine's observers, which records it"
+            )
         kelly = abs(sized.cascade_adjusted_usd) if sized.refusal is None else 0.0
         for stage in sized.stages:
             if stage.name == _LEVERAGE and stage.output < stage.input:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,11 @@ __all__ = [
     "GCP_API",
     "LOCAL_MODEL",
     "Action",
+    "Arms",
     "CascadeIndicators",
     "ClosedTrade",
     "Explanation",
+    "How",
     "PositionSizingDecision",
     "Regime",
     "Stage",
@@ -29,6 +31,11 @@ __all__ = [
 GCP_API: Final = "gcp_api"
 LOCAL_MODEL: Final = "local_model"
 FALLBACK_KELLY: Final = "fallback_kelly"
+
+
+#: How a decision in an experiment came to its arm: by the hash, by a caller's force, because the policy's arm was
+#: stopped, or because it could not have been recorded.
+How = Literal["assigned", "forced", "stopped", "unrecorded"]
 
 
 class Action(StrEnum):
@@ -144,6 +151,23 @@ class ClosedTrade:
     trade_id: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Arms:
+    """Of a decision that is part of an experiment: whose size is held, and what either would hold.
+
+    ``arm`` is ``policy`` or ``kelly``; ``unit`` is what was assigned as one, and ``share`` that of the units that got
+    the policy then, ``None`` where it was not assigned. Both sizes are signed dollars after all limits.
+    """
+
+    experiment: str
+    unit: str
+    arm: str
+    how: How
+    share: float | None
+    kelly_usd: float
+    policy_usd: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PositionSizingDecision:
     """How much, and everything that led there.
@@ -153,6 +177,8 @@ class PositionSizingDecision:
     equity; ``position_size_usd`` is exposure x portfolio value: the position to *hold*, not the change.
     ``multiplier_source`` says who gave the multiplier: ``GCP_API``, ``LOCAL_MODEL`` or ``FALLBACK_KELLY``, and
     ``passed_over`` who did not and why. ``cascade_action`` is one of NORMAL, REDUCE_50, REDUCE_75, EXIT.
+    ``experiment`` says of a decision in an experiment whose size it is: the exposure is then the arm's, and
+    ``multiplier`` what the policy said all the same.
 
     ``refusal`` is a word for why the engine sized to zero without judging the signal (see
     :mod:`layer3.live.risk`), ``None`` where it judged. ``state`` (16,) float32 is what the policy saw, ``None``
@@ -185,6 +211,7 @@ class PositionSizingDecision:
     passed_over: tuple[str, ...] = ()
     multiplier_confidence: float | None = None
     model_version: str | None = None
+    experiment: Arms | None = None
     state: NDArray[np.float32] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
@@ -222,6 +249,7 @@ class PositionSizingDecision:
             "multiplier": self.multiplier,
             "source": self.multiplier_source,
             "passed_over": list(self.passed_over),
+            "experiment": _plain(self.experiment),
             "rl": {
                 "multiplier": self.multiplier,
                 "source": self.multiplier_source,
@@ -241,10 +269,15 @@ class PositionSizingDecision:
             **fields,
             "action": self.action.value,
             "passed_over": list(self.passed_over),
+            "experiment": _plain(self.experiment),
             "state": None if self.state is None else [float(x) for x in self.state],
             "reason": self.reason,
             "stages": [{f: getattr(stage, f) for f in _STAGE} for stage in self.stages],
         }
+
+
+def _plain(arms: Arms | None) -> dict[str, Any] | None:
+    return None if arms is None else dataclasses.asdict(arms)
 
 
 _STAGE: Final = tuple(f.name for f in dataclasses.fields(Stage))

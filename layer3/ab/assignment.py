@@ -12,12 +12,13 @@ import math
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from layer3 import settings
 from layer3.errors import ConfigurationError
+from layer3.types import How, TacticalSignal
 
-__all__ = ["DAY_NS", "UNITS", "Arm", "Design", "UnitKind", "bucket", "unit_of"]
+__all__ = ["DAY_NS", "UNITS", "Arm", "Assigner", "Assignment", "Design", "UnitKind", "bucket", "unit_of"]
 
 DAY_NS: Final = 86_400_000_000_000
 UnitKind = Literal["signal", "symbol_day", "strategy"]
@@ -29,6 +30,27 @@ class Arm(StrEnum):
 
     POLICY = "policy"
     KELLY = "kelly"
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Whose size a signal gets and how that came; ``share`` of units that got the policy when its unit was
+    assigned, ``None`` where it was not."""
+
+    experiment: str
+    arm: Arm
+    how: How
+    unit: str
+    symbol: str
+    strategy: str
+    share: float | None
+
+
+class Assigner(Protocol):
+    """Who says whose size a signal gets; for any number of threads, and without waiting for a disk."""
+
+    def assign(self, signal: TacticalSignal) -> Assignment | None:
+        """Whose size ``signal`` gets, ``None`` where it is in no experiment; never raises."""
 
 
 @dataclass(frozen=True, slots=True)

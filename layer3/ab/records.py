@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Final, Literal
+from typing import Final
 
 from layer3.ab.assignment import Arm
 from layer3.errors import DataError
+from layer3.types import How
 
-__all__ = ["Decision", "How", "Outcome", "Row", "Stop", "check_decision", "check_outcome"]
-
-#: How a decision came to its arm: by the hash, by a caller's force, or because the policy's arm was stopped.
-How = Literal["assigned", "forced", "stopped"]
+__all__ = ["Decision", "Outcome", "Row", "Stop", "check_decision", "check_outcome"]
 
 #: A return beyond this is a percentage given as a fraction.
 _LARGEST_RETURN: Final = 10.0

@@ -2,8 +2,8 @@
 
 Each row is written when what it says is known, and never changed: a decision without an outcome has no
 outcome row. A call that has returned is on the disk (WAL with synchronous=FULL), so that a process that is
-killed loses nothing that it was told is kept. The same row again changes nothing; a different one under
-the same id is refused.
+killed loses nothing that it was told is kept; several calls can share one wait (:meth:`Store.together`). The
+same row again changes nothing; a different one under the same id is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from layer3.ab.assignment import Arm
 from layer3.ab.records import Decision, Outcome, Row, Stop, check_decision, check_outcome
-from layer3.errors import DataError
+from layer3.errors import DataError, StoreError
 
 __all__ = ["SCHEMA", "Store"]
 
@@ -27,6 +27,9 @@ SCHEMA: Final = 1
 #: Says that a SQLite file is one of ours: "HAB1".
 _APPLICATION: Final = 0x48414231
 _WAIT_S: Final = 10.0
+#: How a write begins, is kept, and is undone: alone, or as a part of one that has begun.
+_ALONE: Final = ("BEGIN IMMEDIATE", "COMMIT", ("ROLLBACK",))
+_WITHIN: Final = ("SAVEPOINT part", "RELEASE part", ("ROLLBACK TO part", "RELEASE part"))
 _TABLES: Final = """
 CREATE TABLE experiment (
     name TEXT PRIMARY KEY, design TEXT NOT NULL, started_ns INTEGER NOT NULL
@@ -58,6 +61,8 @@ CREATE TABLE stop (
 class Store:
     """The file at ``path``; safe for threads and processes. ``read_only``: it must exist, and is not changed.
 
+    Every method raises StoreError where the file cannot be read or written; nothing of the call is kept then.
+
     Raises
     ------
     DataError : the file is missing (``read_only``), is no such store, has another schema, or cannot be used
@@ -65,7 +70,7 @@ class Store:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         if read_only and not path.is_file():
             raise DataError(f"there is no experiment store at {path}: say --store=FILE, the file that decisions go to")
         try:
@@ -93,6 +98,15 @@ class Store:
         """Close the file; the store is of no use afterwards."""
         with self._lock:
             self._connection.close()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """All that this thread writes inside is on the disk at the end, with one wait; or none of it, and an error.
+
+        A call inside that raises a DataError leaves nothing behind, and the others stand.
+        """
+        with self._writing():
+            yield
 
     def begin(self, name: str, design: str, now_ns: int) -> tuple[str, int]:
         """Write an experiment's design unless the name is known; its design and start as they are kept."""
@@ -126,8 +140,13 @@ class Store:
         assert kept is not None
         return kept
 
-    def add_decision(self, decision: Decision, now_ns: int) -> None:
-        """Write a decision; the same one again changes nothing.
+    def has_decision(self, decision_id: str) -> bool:
+        """Whether a decision of this id was written, in any experiment."""
+        with self._reading() as cursor:
+            return cursor.execute("SELECT 1 FROM decision WHERE id = ?", (decision_id,)).fetchone() is not None
+
+    def add_decision(self, decision: Decision, now_ns: int, share: float | None = None) -> None:
+        """Write a decision; the same one again changes nothing. With ``share`` its unit's arm too, if it has none.
 
         Raises
         ------
@@ -137,6 +156,8 @@ class Store:
         check_decision(decision)
         row = _decision_row(decision)
         with self._writing() as cursor:
+            if share is not None:
+                self.assign(decision.experiment, decision.unit, decision.arm, share, now_ns)
             cursor.execute(f"SELECT {_DECISION} FROM decision AS d WHERE d.id = ?", (decision.id,))
             known = cursor.fetchone()
             if known is None:
@@ -276,24 +297,26 @@ class Store:
             try:
                 yield self._connection.cursor()
             except sqlite3.Error as error:
-                raise DataError(f"{self._path} cannot be read: {error}") from error
+                raise StoreError(f"{self._path} cannot be read: {error}") from error
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Cursor]:
         with self._lock:
+            begin, keep, undo = _WITHIN if self._connection.in_transaction else _ALONE
             try:
                 cursor = self._connection.cursor()
-                cursor.execute("BEGIN IMMEDIATE")
+                cursor.execute(begin)
                 try:
                     yield cursor
-                    cursor.execute("COMMIT")
+                    cursor.execute(keep)
                 except BaseException:
                     # A full disk ends a transaction by itself.
                     if self._connection.in_transaction:
-                        cursor.execute("ROLLBACK")
+                        for statement in undo:
+                            cursor.execute(statement)
                     raise
             except sqlite3.Error as error:
-                raise DataError(f"{self._path} was not written: {error}") from error
+                raise StoreError(f"{self._path} was not written: {error}") from error
 
 
 _DECISION: Final = (

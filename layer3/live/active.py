@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from layer3.breaker import CircuitBreaker
+from layer3.breaker import CircuitBreaker, State
 from layer3.errors import ConfigurationError
 from layer3.live.configuration import Layer3Config
-from layer3.live.sources import Asker, Sources, load_local
+from layer3.live.sources import Asker, Multipliers, Sources, load_local
 from layer3.net.tokens import metadata_tokens
 from layer3.remote import PolicyClient
 from layer3.types import LOCAL_MODEL
@@ -24,12 +24,14 @@ _log = logging.getLogger(__name__)
 
 
 class Active(NamedTuple):
-    """The configuration that sizes, its hash, and who is asked; ``breaker`` is ``None`` where no server is."""
+    """The configuration that sizes, its hash, and who is asked; ``client`` is ``None`` where no server is, and so
+    is its ``breaker``."""
 
     config: Layer3Config
     digest: str
-    breaker: CircuitBreaker | None
-    sources: Sources
+    sources: Multipliers
+    client: Asker | None = None
+    breaker: CircuitBreaker | None = None
 
 
 def connect(config: Layer3Config, breaker: CircuitBreaker) -> PolicyClient:
@@ -41,28 +43,48 @@ def connect(config: Layer3Config, breaker: CircuitBreaker) -> PolicyClient:
     return PolicyClient(policy.endpoint, timeout_s=policy.timeout_ms / 1_000.0, breaker=breaker, token_source=tokens)
 
 
-def prepare(config: Layer3Config, make: Connect, rng: np.random.Generator, before: Active | None) -> Active:
+def prepare(
+    config: Layer3Config,
+    make: Connect,
+    rng: np.random.Generator,
+    before: Active | None,
+    instead: Multipliers | None = None,
+) -> Active:
     """Everything that ``config`` asks for, taking over from ``before`` the client and the breaker if they can stay.
+
+    ``instead`` is asked in the place of all that ``config`` names.
 
     Raises
     ------
     ConfigurationError, PolicyError, ContractError, ReleaseError : a policy cannot be reached or trusted as said
     """
-    policy = config.policy
+    policy, digest = config.policy, config.digest()
+    if instead is not None:
+        return Active(config, digest, instead)
     if not policy.enabled:
-        return Active(config, config.digest(), None, Sources(None, None, ("policy.enabled is false",), 1.0))
+        return Active(config, digest, Sources(None, None, ("policy.enabled is false",), 1.0))
     local = None if policy.model_path is None else load_local(policy.model_path)
     missing = () if local is not None else (f"{LOCAL_MODEL}: policy.model_path is not given",)
     if config.deployment_mode == "local":
         if local is None:
             _log.warning("the policy is enabled but there is none to ask: every multiplier is the fallback's")
-        return Active(config, config.digest(), None, Sources(None, local, missing, policy.fallback_multiplier))
+        return Active(config, digest, Sources(None, local, missing, policy.fallback_multiplier))
     if before is not None and before.breaker is not None and _call(before.config) == _call(config):
-        breaker, client = before.breaker, before.sources.client
+        breaker, client = before.breaker, before.client
     else:
         breaker = CircuitBreaker(config.breaker, rng=rng)
+        breaker.listeners.append(_say)
         client = make(config, breaker)
-    return Active(config, config.digest(), breaker, Sources(client, local, missing, policy.fallback_multiplier))
+    sources = Sources(client, local, missing, policy.fallback_multiplier)
+    return Active(config, digest, sources, client, breaker)
+
+
+def _say(before: State, now: State, why: str) -> None:
+    _log.log(
+        logging.INFO if now == "closed" else logging.WARNING,
+        "the breaker before the served policy has turned",
+        extra={"before": before, "now": now, "why": why},
+    )
 
 
 def _call(config: Layer3Config) -> tuple[object, ...]:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from layer3 import settings
+from layer3.ab.assignment import Arm, Design, UnitKind
 from layer3.breaker import BreakerConfig
 from layer3.errors import ConfigurationError
 from layer3.live import guide
@@ -30,6 +31,7 @@ from layer3.sizing.config import ChainConfig
 
 __all__ = [
     "DecisionLogSettings",
+    "ExperimentSettings",
     "Layer3Config",
     "LoggingSettings",
     "MarketSettings",
@@ -165,8 +167,44 @@ class LoggingSettings(_Section):
     """Structured logs on standard error."""
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    #: One line for each answer of a policy.
-    policy_answers: bool = True
+    #: One line for each answer of a policy, beside the one whenever another source gives them.
+    policy_answers: bool = False
+
+
+class ExperimentSettings(_Section):
+    """Policy against Kelly on the runner's decisions; without a path there is none.
+
+    From ``name`` to ``daily_loss`` as :class:`layer3.ab.assignment.Design` says, which bounds them.
+    """
+
+    path: str | None = None
+    #: How long an answer waits at most until its record is on the disk; it goes out then, and the record follows.
+    wait_ms: Number = Field(default=50.0, ge=0.0, le=60_000.0)
+    #: Gives every decision this arm, for tests; left out of the analysis.
+    forced: Arm | None = None
+    name: str = "policy-against-kelly"
+    unit: UnitKind = "signal"
+    ramp: tuple[tuple[Number, Number], ...] = ((0.0, 0.5),)
+    planned_days: Number = 28.0
+    expected_units: Whole = 2_000
+    least_units: Whole = 50
+    level: Number = 0.95
+    smallest_effect: Number = 0.05
+    max_drawdown: Number = 0.10
+    daily_loss: Number = 0.02
+
+    @property
+    def design(self) -> Design:
+        """The experiment before it begins."""
+        return Design(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Design)})
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        try:
+            self.design  # noqa: B018  # is checked when it is made
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from error
+        return self
 
 
 class Layer3Config(BaseSettings):
@@ -191,6 +229,7 @@ class Layer3Config(BaseSettings):
     state: StateSettings = StateSettings()
     metrics: MetricsSettings = MetricsSettings()
     decision_log: DecisionLogSettings = DecisionLogSettings()
+    experiment: ExperimentSettings = ExperimentSettings()
     logging: LoggingSettings = LoggingSettings()
 
     @classmethod

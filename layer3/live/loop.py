@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
+from layer3.ab.live import LiveExperiment
 from layer3.live.log_file import DECISION, files, read
-from layer3.live.messages import MessageError, arguments, decoded
+from layer3.live.messages import MessageError, arguments, decoded, named
 from layer3.live.phase1 import Layer3Phase1
 from layer3.live.recorder import Recorder
 from layer3.live.streams import Message, Sink, Source
 from layer3.live.table import DecisionTable
+from layer3.live.tally import Tally
 from layer3.types import PositionSizingDecision
 
-__all__ = ["Runner", "SignalClock"]
+__all__ = ["Runner", "SignalClock", "decisions"]
 
 _log = logging.getLogger(__name__)
 #: Seconds between two lines that say how far it is, where there is no table.
@@ -39,20 +42,28 @@ class SignalClock:
 
 
 class Runner:
-    """Answers messages one after the other; ``clock`` is told the time of each signal where it is not the machine's."""
+    """Answers messages one after the other, and counts them in ``tally``.
+
+    ``clock`` is told the time of each signal where it is not the machine's. Each answer waits ``wait_s`` at most until
+    ``experiment`` has recorded what it is about.
+    """
 
     def __init__(
         self,
         engine: Layer3Phase1,
         source: Source,
         sink: Sink,
-        recorder: Recorder | None,
-        table: DecisionTable | None,
-        clock: SignalClock | None,
+        *,
+        tally: Tally,
+        recorder: Recorder | None = None,
+        table: DecisionTable | None = None,
+        clock: SignalClock | None = None,
+        experiment: LiveExperiment | None = None,
+        wait_s: float = 0.0,
     ) -> None:
-        self._engine, self._source, self._sink = engine, source, sink
+        self._engine, self._source, self._sink, self.tally = engine, source, sink, tally
         self._recorder, self._table, self._clock = recorder, table, clock
-        self.answered = self.refused = self.rejected = 0
+        self._experiment, self._wait_s = experiment, wait_s
         self._said = time.monotonic()
 
     def run(self, limit: int | None) -> None:
@@ -65,14 +76,14 @@ class Runner:
         unfinished = self._source.unfinished()
         logged = self._logged({message.entry for message in unfinished})
         for message in unfinished:
-            if limit is not None and self.answered >= limit:
+            if limit is not None and self.tally.answered >= limit:
                 return
             self._out(message, logged.get(message.entry) or self.answer(message))
-        if limit is not None and self.answered >= limit:
+        if limit is not None and self.tally.answered >= limit:
             return
         for message in self._source.messages():
             self._out(message, self.answer(message))
-            if limit is not None and self.answered >= limit:
+            if limit is not None and self.tally.answered >= limit:
                 return
 
     def answer(self, message: Message) -> dict[str, Any]:
@@ -89,16 +100,16 @@ class Runner:
             document = decoded(message.data)
             if "residual" in document:
                 return {**origin, "residual": self._residual(document)}
+            if "outcome" in document:
+                return {**origin, "outcome": self._outcome(document)}
             decision = self._decide(arguments(document))
         except MessageError as error:
-            self.rejected += 1
-            if self._table is not None:
-                self._table.reject()
+            self.tally.rejected += 1
             if self._recorder is not None:
                 self._recorder.reject(error.field, str(error))
             _log.warning("a message is no signal", extra={**origin, "field": error.field, "error": str(error)})
             return {**origin, "error": str(error), "field": error.field, "position_size_usd": 0.0}
-        self.refused += decision.refusal is not None
+        self.tally.add(decision)
         if self._table is not None:
             self._table.add(decision)
         return {**origin, **decision.to_json()}
@@ -109,44 +120,57 @@ class Runner:
         decision = self._engine.calculate_position(**given)
         if self._recorder is not None and self._recorder.failure is not None:
             raise self._recorder.failure
+        if self._experiment is not None and decision.experiment is not None:
+            self.tally.late += not self._experiment.settle(self._wait_s)
         return decision
 
     def _residual(self, document: Mapping[str, Any]) -> dict[str, Any]:
         """Teach a residual and say whether it was learnt."""
-        given = document["residual"]
-        names = ("symbol", "predicted", "realised")
-        if set(document) != {"residual"} or not isinstance(given, Mapping) or set(given) != set(names):
-            raise MessageError("residual", f"expected an object of {', '.join(names)}, and nothing beside it")
-        symbol, *numbers = (given[name] for name in names)
-        if not isinstance(symbol, str):
-            raise MessageError("residual.symbol", f"it is {symbol!r}, expected a name")
-        for name, number in zip(names[1:], numbers, strict=True):
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
-                raise MessageError(f"residual.{name}", f"it is {number!r}, expected a number or null")
+        symbol, *numbers = named(document, "residual", "symbol", ("predicted", "realised"), missing=True)
+        self.tally.others["residual"] += 1
         teach = self._engine if self._recorder is None else self._recorder
         return {"symbol": symbol, "learnt": teach.record_residual(symbol, *numbers)}
+
+    def _outcome(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """Join what became of a decision to it, and say whether that is on the disk."""
+        numbers = ("pnl_usd", "realised_return", "duration_s")
+        name, pnl, gained, seconds = named(document, "outcome", "decision_id", numbers, missing=False)
+        if self._experiment is None:
+            raise MessageError("outcome", "no experiment runs that could take it: name its store in experiment.path")
+        self.tally.others["outcome"] += 1
+        ticket = self._experiment.record_outcome(name, pnl_usd=pnl, realised_return=gained, duration_s=seconds)
+        recorded = ticket.wait(self._wait_s)
+        if ticket.error is not None:
+            raise MessageError("outcome", str(ticket.error))
+        self.tally.late += not recorded
+        stop = self._experiment.stopped
+        return {"decision_id": name, "recorded": recorded, "stopped": None if stop is None else stop.reason}
 
     def _out(self, message: Message, answer: Mapping[str, Any]) -> None:
         self._sink.write(json.dumps(answer, allow_nan=False))
         self._source.done(message)
-        self.answered += 1
+        self.tally.answered += 1
         if self._table is None and time.monotonic() - self._said >= _PROGRESS:
             self._said = time.monotonic()
             self.say("sizing")
 
     def say(self, text: str) -> None:
         """One log line with the counts."""
-        counts = {"answered": self.answered, "refused": self.refused, "no_signals": self.rejected}
-        _log.info(text, extra=counts)
+        _log.info(text, extra=self.tally.as_json())
 
     def _logged(self, entries: set[str | None]) -> dict[str | None, dict[str, Any]]:
         """The answers to those of a stream's ``entries`` whose decision the two latest files of the log hold."""
         found: dict[str | None, dict[str, Any]] = {}
         if not entries or self._recorder is None:
             return found
-        for file in files(self._recorder.log.path)[-2:]:
-            for record in read(file):
-                entry = record.get("origin", {}).get("entry")
-                if record["kind"] == DECISION and entry in entries:
-                    found[entry] = {**record["origin"], **record["decision"]}
+        for record in decisions(self._recorder.log.path):
+            entry = record["origin"].get("entry")
+            if entry in entries:
+                found[entry] = {**record["origin"], **record["decision"]}
         return found
+
+
+def decisions(log: Path) -> Iterator[dict[str, Any]]:
+    """The records of decisions in the two latest files of a log."""
+    for file in files(log)[-2:]:
+        yield from (record for record in read(file) if record["kind"] == DECISION)

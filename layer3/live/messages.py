@@ -22,7 +22,7 @@ from typing import Any, Final
 from layer3.errors import DataError
 from layer3.types import Action, CascadeIndicators, Regime, TacticalSignal
 
-__all__ = ["ARGUMENTS", "MessageError", "arguments", "decoded"]
+__all__ = ["ARGUMENTS", "MessageError", "arguments", "decoded", "named"]
 
 #: Keyword arguments of the engine's ``calculate_position``.
 ARGUMENTS: Final = (
@@ -84,6 +84,25 @@ def arguments(found: Mapping[str, Any]) -> dict[str, Any]:
     ready["cascade"] = _built(CascadeIndicators, found.get("cascade", {}), "cascade")
     ready["recent_trades"] = _trades(found.get("recent_trades"))
     return ready
+
+
+def named(found: Mapping[str, Any], kind: str, name: str, numbers: tuple[str, ...], *, missing: bool) -> list[Any]:
+    """The values of ``{kind: {name: text, number: …}}`` in this order; with ``missing`` a number may be null.
+
+    Raises
+    ------
+    MessageError : not of this shape
+    """
+    given = found[kind]
+    if set(found) != {kind} or not isinstance(given, Mapping) or set(given) != {name, *numbers}:
+        raise MessageError(kind, f"expected an object of {', '.join((name, *numbers))}, and nothing beside it")
+    if not isinstance(given[name], str):
+        raise MessageError(f"{kind}.{name}", f"it is {given[name]!r}, expected a name")
+    for number in numbers:
+        value = given[number]
+        if not (value is None and missing) and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise MessageError(f"{kind}.{number}", f"it is {value!r}, expected a number{' or null' if missing else ''}")
+    return [given[name], *(given[number] for number in numbers)]
 
 
 def _built(kind: type[Any], value: object, where: str) -> Any:

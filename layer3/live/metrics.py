@@ -20,6 +20,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from layer3.ab.assignment import Arm
+from layer3.ab.records import Stop
 from layer3.breaker import CircuitBreaker
 from layer3.errors import ConfigurationError
 from layer3.live.configuration import Layer3Config
@@ -60,11 +62,27 @@ class Engine(Protocol):
         """What is known of a symbol."""
 
 
+class Trial(Protocol):
+    """What is read of :class:`layer3.ab.live.LiveExperiment`."""
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """Counts by name."""
+
+    @property
+    def waiting(self) -> int:
+        """Records that are not on the disk yet."""
+
+    @property
+    def stopped(self) -> Stop | None:
+        """The stop of the policy's arm."""
+
+
 class Metrics(Collector):
     """Counts decisions and answers Prometheus; thread-safe. Append :meth:`observe` to the engine's observers.
 
     ``strategies`` is how many names of strategies become labels, from 1; ``callbacks`` says how many functions
-    wait for a change of the configuration.
+    wait for a change of the configuration; ``experiment`` is the one that runs beside the engine, if one does.
 
     Raises
     ------
@@ -78,8 +96,9 @@ class Metrics(Collector):
         *,
         strategies: int = 50,
         callbacks: Callable[[], int] = lambda: 0,
+        experiment: Trial | None = None,
     ) -> None:
-        self._engine, self._most, self._callbacks = engine, strategies, callbacks
+        self._engine, self._most, self._callbacks, self._experiment = engine, strategies, callbacks, experiment
         self._lock = threading.Lock()
         self._decisions: Counter[str] = Counter()
         self._sources: Counter[str] = Counter()
@@ -138,6 +157,8 @@ class Metrics(Collector):
         yield from found
         yield from _of_one(judged, self._engine.config)
         yield from _of_breaker(self._engine.breaker, self._fallbacks)
+        if self._experiment is not None:
+            yield from _of_experiment(self._experiment)
         counters = self._engine.counters
         yield _counter("config_reloads", "Configurations taken up while running.", counters.get("reloads", 0))
         yield _gauge("config_callbacks", "Functions that wait for a change of the configuration.", self._callbacks())
@@ -222,9 +243,11 @@ def _reductions(decision: PositionSizingDecision) -> Iterator[str]:
         if decision.cascade_action != cascade.NORMAL:
             yield "cascade"
     if decision.base_fraction > 0.0:
-        if decision.multiplier < 1.0:
+        arms = decision.experiment
+        multiplier = 1.0 if arms is not None and arms.arm == Arm.KELLY else decision.multiplier
+        if multiplier < 1.0:
             yield "policy"
-        if abs(decision.exposure) < decision.base_fraction * decision.multiplier * (1.0 - 1e-12):
+        if abs(decision.exposure) < decision.base_fraction * multiplier * (1.0 - 1e-12):
             yield "limits"
 
 
@@ -295,6 +318,19 @@ def _of_breaker(breaker: CircuitBreaker | None, fallbacks: int) -> Iterator[Metr
     yield _gauge("circuit_breaker_timeout_sec", "Seconds that the breaker waits, or would, before a probe.", wait)
     rate = None if figures is None else figures.success_rate
     yield _gauge("circuit_breaker_success_rate", "Share of the latest calls that succeeded.", rate)
+
+
+def _of_experiment(experiment: Trial) -> Iterator[Metric]:
+    counts = experiment.counters
+    arms = {arm: counts.get(arm, 0) for arm in (*Arm, "unrecorded")}
+    what = "Decisions in the experiment by whose size is held; unrecorded ones had to be Kelly's."
+    yield _counters("experiment_decisions", what, "arm", arms)
+    what = "Attempts to write the experiment's store that the disk refused."
+    yield _counter("experiment_store_errors", what, counts.get("store_errors", 0))
+    what = "Records that contradict the experiment's store and were left out."
+    yield _counter("experiment_refused_records", what, counts.get("refused", 0))
+    yield _gauge("experiment_waiting_records", "Records that are not on the disk yet.", experiment.waiting)
+    yield _gauge("experiment_stopped", "1 when a guardrail stopped the policy's arm.", experiment.stopped is not None)
 
 
 def _gauge(name: str, what: str, value: float | None) -> Metric:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from layer3.ab.assignment import Arm, Assignment
 from layer3.live.inputs import Inputs
 from layer3.sizing import cascade
 from layer3.types import (
     FALLBACK_KELLY,
     Action,
+    Arms,
     Explanation,
     PositionSizingDecision,
     Stage,
@@ -24,6 +26,8 @@ class Limits(NamedTuple):
 
     ``others`` is what all other positions hold together, ``max_leverage`` the most that all may; ``day`` is the
     day's result, ``max_daily_loss`` the loss at which the day ends; ``stop`` is a refusal's word and sentence.
+    ``base`` is what the chain would hold without the policy, and ``assignment`` who may say how much, where an
+    experiment asks.
     """
 
     others: float
@@ -31,11 +35,50 @@ class Limits(NamedTuple):
     day: float
     max_daily_loss: float
     stop: tuple[str, str] | None
+    base: float = 0.0
+    assignment: Assignment | None = None
 
     def apply(self, wanted: float, before: Explanation) -> tuple[float, Explanation]:
         """What of the fraction ``wanted`` may be held, never more, and the account of it."""
-        held = min(wanted, max(0.0, self.max_leverage - self.others))
+        if self.assignment is not None:
+            asked, wanted = wanted, self.base if self.assignment.arm is Arm.KELLY else wanted
+            before = _Chosen(before, asked, wanted, self.assignment)
+        held = self._room(wanted)
         return held if self.stop is None else 0.0, _Limited(before, wanted, held, self)
+
+    def arms(self, wanted: float, signed_worth: float) -> Arms | None:
+        """Both sizes under these limits, where there is an experiment; ``wanted`` is the policy's fraction, and
+        ``signed_worth`` the portfolio's value times the direction."""
+        chosen = self.assignment
+        if chosen is None:
+            return None
+        kelly, policy = (
+            0.0 if self.stop is not None else signed_worth * self._room(size) + 0.0 for size in (self.base, wanted)
+        )
+        return Arms(chosen.experiment, chosen.unit, chosen.arm.value, chosen.how, chosen.share, kelly, policy)
+
+    def _room(self, wanted: float) -> float:
+        return min(wanted, max(0.0, self.max_leverage - self.others))
+
+
+class _Chosen(NamedTuple):
+    before: Explanation
+    asked: float
+    wanted: float
+    assignment: Assignment
+
+    @property
+    def _words(self) -> str:
+        whose = "Kelly's" if self.assignment.arm is Arm.KELLY else "the policy's"
+        return f"{self.assignment.experiment} holds {whose} size ({self.assignment.how})"
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return (*self.before.stages, Stage("experiment", self.asked, self.wanted, self._words))
+
+    @property
+    def reason(self) -> str:
+        return f"{self.before.reason}; {self._words}: {self.wanted:.2%}"
 
 
 class _Limited(NamedTuple):

@@ -20,10 +20,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from layer3.ab.assignment import Assigner
 from layer3.breaker import CircuitBreaker
 from layer3.errors import ConfigurationError, DataError
 from layer3.live import risk
@@ -35,16 +37,34 @@ from layer3.live.inputs import Inputs, number_or_nan
 from layer3.live.memory import Memory
 from layer3.live.outcome import Limits, refused
 from layer3.live.risk import KillSwitch
-from layer3.live.sources import Answer, Asker
+from layer3.live.sources import Answer, Asker, Multipliers
 from layer3.live.state import Saver, read_state, write_state
 from layer3.sizing.chain import decide
-from layer3.types import CascadeIndicators, ClosedTrade, PositionSizingDecision, TacticalSignal
+from layer3.types import FALLBACK_KELLY, CascadeIndicators, ClosedTrade, PositionSizingDecision, TacticalSignal
 
 __all__ = ["Layer3Phase1", "Observer"]
 
 #: Called after each decision, with what it was made from.
 Observer = Callable[[PositionSizingDecision, Inputs], None]
 _log = logging.getLogger(__name__)
+_NOBODY = Answer(1.0, FALLBACK_KELLY)
+
+
+class _Begun(NamedTuple):
+    """A decision after its first step: ``answer`` is known where nobody is to be asked, an error where it failed."""
+
+    inputs: Inputs
+    started: float
+    active: Active
+    name: str
+    draft: Draft | None
+    answer: Answer | Exception | None
+
+    @property
+    def state(self) -> NDArray[np.float32]:
+        """What the policy is to see; only where ``answer`` is ``None``."""
+        assert isinstance(self.draft, Assessed)
+        return self.draft.state
 
 
 class Layer3Phase1:
@@ -55,6 +75,8 @@ class Layer3Phase1:
     config : checked when it was made (:func:`layer3.live.configuration.load_config`)
     clock : UTC nanoseconds; timer : seconds, for latencies
     connect : makes the client of the served policy
+    multipliers : is asked instead of every policy that a configuration names, for a replay
+    assigner : an experiment that says whose size each signal gets (:class:`layer3.ab.live.LiveExperiment`)
     seed : of the breaker's jitter; ``None`` draws one
     state : a snapshot (:meth:`snapshot`) to go on from; ``None`` takes the file ``config.state.path`` if there is one
 
@@ -78,12 +100,15 @@ class Layer3Phase1:
         clock: Callable[[], int] = time.time_ns,
         timer: Callable[[], float] = time.perf_counter,
         connect: Connect = connect,
+        multipliers: Multipliers | None = None,
+        assigner: Assigner | None = None,
         seed: int | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(config, Layer3Config):
             raise ConfigurationError(f"config is {config!r}; it must be a Layer3Config, see load_config")
         self._clock, self._timer, self._connect = clock, timer, connect
+        self._multipliers, self._assigner, self._source = multipliers, assigner, ""
         self._rng = np.random.default_rng(seed)
         self._lock = threading.Lock()
         self._instance, self._sequence = secrets.token_hex(4), 0
@@ -93,7 +118,7 @@ class Layer3Phase1:
         self.observers: list[Observer] = []
         self.counters: Counter[str] = Counter()
         self.kill_switch = KillSwitch()
-        self._active = prepare(config, connect, self._rng, None)
+        self._active = prepare(config, connect, self._rng, None, multipliers)
         self._aim_kill_switch()
         if config.risk.kill_signal:
             self.kill_switch.listen()
@@ -142,23 +167,16 @@ class Layer3Phase1:
             number is a return. Of a loss without dollars the largest position is assumed for the day's account,
             of such a gain nothing
         """
-        started = self._timer()
-        inputs = Inputs(
+        begun = self._begin(
             -1, signal, cascade, current_price, current_position_usd, entry_price, recent_trades, price_timestamp_ns
         )
-        try:
-            inputs = inputs._replace(now_ns=self._clock())
-            active, name, draft = self._begin(inputs)
-            if isinstance(draft, Assessed):
-                answer = _unasked(active, draft) or active.sources.ask(draft.state, name)
-                decision = self._finish(active, name, draft, answer, inputs, started)
-            else:
-                decision = self._refused(active, name, draft, inputs, started)
-        # The one place where everything is caught: a fault of this program must not leave a caller without a
-        # size. It is not hidden: zero, counted, logged with its traceback, named in the reason.
-        except Exception as error:  # noqa: BLE001
-            decision = self._broken(inputs, error, started)
-        return self._told(decision, inputs)
+        answer = begun.answer
+        if answer is None:
+            try:
+                answer = begun.active.sources.ask(begun.state, begun.name)
+            except Exception as error:  # noqa: BLE001  # _end tells of it
+                answer = error
+        return self._end(begun, answer)
 
     async def acalculate_position(
         self,
@@ -172,21 +190,16 @@ class Layer3Phase1:
         price_timestamp_ns: int | None = None,
     ) -> PositionSizingDecision:
         """:meth:`calculate_position` for callers in an event loop, which runs on while the policy is asked."""
-        started = self._timer()
-        inputs = Inputs(
+        begun = self._begin(
             -1, signal, cascade, current_price, current_position_usd, entry_price, recent_trades, price_timestamp_ns
         )
-        try:
-            inputs = inputs._replace(now_ns=self._clock())
-            active, name, draft = self._begin(inputs)
-            if isinstance(draft, Assessed):
-                answer = _unasked(active, draft) or await active.sources.aask(draft.state, name)
-                decision = self._finish(active, name, draft, answer, inputs, started)
-            else:
-                decision = self._refused(active, name, draft, inputs, started)
-        except Exception as error:  # noqa: BLE001  # as above
-            decision = self._broken(inputs, error, started)
-        return self._told(decision, inputs)
+        answer = begun.answer
+        if answer is None:
+            try:
+                answer = await begun.active.sources.aask(begun.state, begun.name)
+            except Exception as error:  # noqa: BLE001  # _end tells of it
+                answer = error
+        return self._end(begun, answer)
 
     def record_residual(self, symbol: str, predicted: float | None, realised: float | None) -> bool:
         """Teach the conformal scale of ``symbol`` one forecast of a one-day price return and what came of it.
@@ -216,23 +229,23 @@ class Layer3Phase1:
 
         What was learnt stays: closed trades count on top of the new prior, the latest residuals fill the new
         window, regime, prices (unless bars have another length), positions and the day's account go on. The
-        breaker goes on too unless its settings or the endpoint changed. ``risk.kill_signal`` and ``state`` take
-        effect at the next start.
+        breaker goes on too unless its settings or the endpoint changed. ``risk.kill_signal``, ``state`` and what the
+        runner alone reads (``metrics``, ``decision_log``, ``experiment``) take effect at the next start.
 
         Raises
         ------
         As the constructor.
         """
-        active = prepare(config, self._connect, self._rng, self._active)
+        active = prepare(config, self._connect, self._rng, self._active, self._multipliers)
         with self._lock:
             before, self._active = self._active, active
             if (config.chain, config.market) != (before.config.chain, before.config.market):
                 self._memory = Memory.restored(config.chain, config.market.bar_seconds, self._memory.to_json())
             self._aim_kill_switch()
             self.counters["reloads"] += 1
-        if before.sources.client is not active.sources.client:
+        if before.client is not active.client:
             # A decision under way may still ask the old client; the one before it nobody knows any more.
-            retired, self._retired = self._retired, before.sources.client
+            retired, self._retired = self._retired, before.client
             if retired is not None:
                 retired.close()
 
@@ -261,7 +274,7 @@ class Layer3Phase1:
         try:
             self.save()
         finally:
-            for client in (self._active.sources.client, self._retired):
+            for client in (self._active.client, self._retired):
                 if client is not None:
                     client.close()
 
@@ -271,18 +284,44 @@ class Layer3Phase1:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _begin(self, inputs: Inputs) -> tuple[Active, str, Draft]:
-        """The first step: what sizes now, the decision's id, and the draft."""
-        killed = self.kill_switch.why()
-        with self._lock:
-            active = self._active
-            return active, self._next_id(), begin(self._memory, inputs, active.config, killed)
+    def _begin(self, *given: Any) -> _Begun:
+        """The first step, for :class:`Inputs` without the time; never raises."""
+        started, inputs, active, name = self._timer(), Inputs(*given), self._active, ""
+        try:
+            inputs = inputs._replace(now_ns=self._clock())
+            killed = self.kill_switch.why()
+            with self._lock:
+                active, name = self._active, self._next_id()
+                draft = begin(self._memory, inputs, active.config, killed)
+            if isinstance(draft, Assessed):
+                return _Begun(inputs, started, active, name, draft, _unasked(active, draft))
+            return _Begun(inputs, started, active, name, draft, _NOBODY)
+        except Exception as error:  # noqa: BLE001  # _end tells of it
+            return _Begun(inputs, started, active, name, None, error)
+
+    def _end(self, begun: _Begun, answer: Answer | Exception) -> PositionSizingDecision:
+        """The third step, with the answer that came, or the error; never raises."""
+        inputs, started, active, name, draft, _ = begun
+        try:
+            if isinstance(answer, Exception):
+                raise answer
+            if isinstance(draft, Assessed):
+                decision = self._finish(active, name, draft, answer, inputs, started)
+            else:
+                assert draft is not None
+                decision = self._refused(active, name, draft, inputs, started)
+        # Everything is caught: a fault of this program must not leave a caller without a size. It is not hidden:
+        # zero, counted, logged with its traceback, named in the reason.
+        except Exception as error:  # noqa: BLE001
+            decision = self._broken(inputs, error, started)
+        return self._told(decision, inputs)
 
     def _finish(
         self, active: Active, name: str, draft: Assessed, answer: Answer, inputs: Inputs, started: float
     ) -> PositionSizingDecision:
-        """The third step."""
-        config, signal = active.config, draft.checked.signal
+        """The size, from the assessed signal and the multiplier."""
+        config, signal, assessment = active.config, draft.checked.signal, draft.assessment
+        assignment = None if self._assigner is None else self._assigner.assign(signal)
         with self._lock:
             # Here once more: what was turned on while the policy was asked must stop this decision too.
             engaged, stop = self.kill_switch.engaged, draft.stop
@@ -295,10 +334,13 @@ class Layer3Phase1:
                 memory.account.result / worth,
                 config.risk.max_daily_loss,
                 stop,
+                assessment.base_fraction,
+                assignment,
             )
+            wanted = min(assessment.base_fraction * answer.multiplier, config.chain.max_exposure)
             decision = decide(
                 signal,
-                draft.assessment,
+                assessment,
                 multiplier=answer.multiplier,
                 multiplier_source=answer.source,
                 portfolio_value=worth,
@@ -308,6 +350,7 @@ class Layer3Phase1:
                 passed_over=answer.passed_over,
                 multiplier_confidence=answer.confidence,
                 model_version=answer.model_version,
+                experiment=limits.arms(wanted, assessment.direction * worth),
                 state=draft.state,
                 **self._stamp(active, name, inputs, started),
             )
@@ -334,11 +377,17 @@ class Layer3Phase1:
 
     def _told(self, decision: PositionSizingDecision, inputs: Inputs) -> PositionSizingDecision:
         """Count, log and show the decision."""
+        turned = False
         with self._lock:
             self.counters["decisions"] += 1
             if decision.refusal is not None:
                 self.counters[f"refused.{decision.refusal}"] += 1
+            elif decision.multiplier_source != self._source:
+                turned, self._source = True, decision.multiplier_source
         config = self._active.config
+        if turned:
+            level = logging.WARNING if decision.passed_over and config.policy.enabled else logging.INFO
+            _log.log(level, "another source gives the multipliers now", extra=_answered(decision))
         if config.policy.enabled and config.logging.policy_answers and decision.refusal is None:
             _log.info("the policy's answer", extra=_answered(decision))
         if decision.refusal is not None:

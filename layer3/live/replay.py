@@ -1,10 +1,10 @@
 """Make every decision of a log again and show what differs: ``python -m layer3.live.replay --log FILE``.
 
 An engine is set up as the log's head says (configuration and what was learnt), its clock is what the clock was,
-and it is given what was given then. The multiplier and who gave it are taken from the log, or with ``--policy``
-asked again of a policy on this machine. Each field of each decision is compared, but for how long it took and
-its id; numbers must be the same to the last bit. Exit status 0: nothing differs; 1: something does; 2: the log
-cannot be replayed.
+and it is given what was given then. The multiplier and who gave it, and whose size an experiment held, are taken
+from the log; with ``--policy`` a policy on this machine is asked again. Each field of each decision is compared, but
+for how long it took and its id; numbers must be the same to the last bit. Exit status 0: nothing differs; 1:
+something does; 2: the log cannot be replayed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from layer3.ab.assignment import Arm, Assignment
 from layer3.agent.policy import Policy
 from layer3.errors import ConfigurationError, DataError, HimariError
 from layer3.live import logs, risk
@@ -28,7 +29,7 @@ from layer3.live.messages import arguments
 from layer3.live.phase1 import Layer3Phase1
 from layer3.live.recorder import CONFIGURATION, REJECTED, RESET, RESIDUAL
 from layer3.live.sources import Answer, load_local
-from layer3.types import LOCAL_MODEL
+from layer3.types import LOCAL_MODEL, Arms, TacticalSignal
 
 __all__ = ["Difference", "Outcome", "main", "replay"]
 
@@ -56,13 +57,12 @@ class Outcome(NamedTuple):
 
 
 class _Recorded:
-    """Stands where the engine keeps its sources: answers what was recorded."""
-
-    client = None
+    """Says to the engine what was recorded: the multiplier (unless ``policy`` says it) and whose size is held."""
 
     def __init__(self, policy: Policy | None) -> None:
         self.policy = policy
         self.answer = Answer(1.0, "")
+        self.arms: Arms | None = None
 
     def ask(self, state: NDArray[np.float32], request_id: str) -> Answer:
         if self.policy is None:
@@ -70,8 +70,29 @@ class _Recorded:
         multiplier, confidence = self.policy.act(state)
         return Answer(float(multiplier), LOCAL_MODEL, float(confidence), self.policy.model_id)
 
+    async def aask(self, state: NDArray[np.float32], request_id: str) -> Answer:
+        return self.ask(state, request_id)
+
     def nobody(self, why: str) -> Answer:
         return self.answer
+
+    def assign(self, signal: TacticalSignal) -> Assignment | None:
+        arms = self.arms
+        if arms is None:
+            return None
+        whose = Arm(arms.arm), arms.how, arms.unit
+        return Assignment(arms.experiment, *whose, signal.symbol, signal.strategy_id, arms.share)
+
+    def turn_to(self, then: Mapping[str, Any]) -> None:
+        """From now on say what was said in the decision ``then``."""
+        self.answer = Answer(
+            then["multiplier"],
+            then["multiplier_source"],
+            then["multiplier_confidence"],
+            then["model_version"],
+            tuple(then["passed_over"]),
+        )
+        self.arms = None if then["experiment"] is None else Arms(**then["experiment"])
 
 
 class _Clock:
@@ -97,26 +118,26 @@ def replay(
     ------
     DataError : a record is not one that the engine wrote, or the first is no head
     """
-    replayed, clock, sources = None, _Clock(), _Recorded(policy)
+    replayed, clock, told = None, _Clock(), _Recorded(policy)
     decisions, found = 0, []
     for record in _in_order(records):
         try:
             kind = record["kind"]
             if kind == HEAD:
                 clock.now_ns = int(record["state"]["saved_at_ns"])
-                replayed = _engine(config or _config(record), record["state"], clock, sources)
+                replayed = _engine(config or _config(record), record["state"], clock, told)
             elif replayed is None:
                 raise DataError("the log does not begin with a head: name its first file, or the whole log")
             elif kind == CONFIGURATION:
                 if config is None:
-                    _reload(replayed, _config(record), sources)
+                    replayed.reload(_harmless(_config(record)))
             elif kind == RESIDUAL:
                 replayed.record_residual(record["symbol"], record["predicted"], record["realised"])
             elif kind == RESET:
                 replayed.reset_daily_loss()
             elif kind == DECISION:
                 decisions += 1
-                for difference in _again(replayed, record, clock, sources):
+                for difference in _again(replayed, record, clock, told):
                     found.append(difference)
                     say(difference)
             elif kind != REJECTED:
@@ -145,15 +166,9 @@ def _in_order(records: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any
     yield from (entry for _, entry in sorted(segment, key=lambda entry: entry[0]))
 
 
-def _engine(config: Layer3Config, state: Mapping[str, Any], clock: _Clock, sources: _Recorded) -> Layer3Phase1:
-    engine = Layer3Phase1(_harmless(config), clock=clock, state={**state, "breaker": None, "kill_switch": None})
-    engine._active = engine._active._replace(sources=sources)  # type: ignore[arg-type]
-    return engine
-
-
-def _reload(engine: Layer3Phase1, config: Layer3Config, sources: _Recorded) -> None:
-    engine.reload(_harmless(config))
-    engine._active = engine._active._replace(sources=sources)  # type: ignore[arg-type]
+def _engine(config: Layer3Config, state: Mapping[str, Any], clock: _Clock, told: _Recorded) -> Layer3Phase1:
+    learnt = {**state, "breaker": None, "kill_switch": None}
+    return Layer3Phase1(_harmless(config), clock=clock, multipliers=told, assigner=told, state=learnt)
 
 
 def _harmless(config: Layer3Config) -> Layer3Config:
@@ -174,18 +189,12 @@ def _config(record: Mapping[str, Any]) -> Layer3Config:
     return config
 
 
-def _again(engine: Layer3Phase1, record: Mapping[str, Any], clock: _Clock, sources: _Recorded) -> Iterator[Difference]:
+def _again(engine: Layer3Phase1, record: Mapping[str, Any], clock: _Clock, told: _Recorded) -> Iterator[Difference]:
     """What differs between a recorded decision and the same one made now."""
     then = record["decision"]
     given = _foreign(record["inputs"])
     clock.now_ns = given.pop("now_ns")
-    sources.answer = Answer(
-        then["multiplier"],
-        then["multiplier_source"],
-        then["multiplier_confidence"],
-        then["model_version"],
-        tuple(then["passed_over"]),
-    )
+    told.turn_to(then)
     if then["refusal"] == risk.KILL_SWITCH:
         engine.kill_switch.engage(then["reason"].removeprefix(_KILLED))
     now = engine.calculate_position(**arguments(given)).to_json()

@@ -3,7 +3,9 @@
 One JSON document in, one JSON line out. A signal (:mod:`layer3.live.messages`) is answered with its decision; what
 is none, with a line that names what is wrong and the size zero. ``{"residual": {"symbol": "BTC-USDT", "predicted":
 0.01, "realised": 0.02}}`` teaches the conformal scale one forecast of a one-day return and what came of it, and is
-answered too. Each answer says in ``line`` (and ``entry``, of a Redis stream) what it answers.
+answered too. Where an experiment runs (``experiment`` in the configuration), ``{"outcome": {"decision_id": "7f3a-01",
+"pnl_usd": 12.5, "realised_return": 0.01, "duration_s": 3600.0}}`` joins to a decision what became of its trade
+(:class:`layer3.ab.records.Outcome`). Each answer says in ``line`` (and ``entry``, of a Redis stream) what it answers.
 
 A decision is logged before it is out, and acknowledged to a Redis stream after that. A message that comes again
 after a crash is answered from the log if it was logged, and is not sized twice. SIGTERM and SIGINT let the message
@@ -18,22 +20,26 @@ import contextlib
 import logging
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from layer3.ab.live import LiveExperiment
+from layer3.ab.store import Store
 from layer3.errors import DataError, HimariError, SourceError
 from layer3.live import logs
 from layer3.live.configuration import Layer3Config, load_config
 from layer3.live.decision_log import DecisionLog
-from layer3.live.loop import Runner, SignalClock
+from layer3.live.loop import Runner, SignalClock, decisions
 from layer3.live.metrics import Metrics, MetricsServer
 from layer3.live.phase1 import Layer3Phase1
 from layer3.live.recorder import Recorder, head
 from layer3.live.reload import ConfigWatcher
 from layer3.live.streams import Stop, open_sink, open_source, shown
 from layer3.live.table import DecisionTable
+from layer3.live.tally import Tally
 
 __all__ = ["main"]
 
@@ -113,7 +119,21 @@ def _run(options: argparse.Namespace, config: Layer3Config, stop: Stop) -> int:
             # Told to stop while Redis was away: what was in hand was not acknowledged and comes again.
             _log.warning("Redis was away at the end", extra={"error": str(error)})
         runner.say("stopped by a signal" if stop.is_set else "done")
-        return 0
+        summary = runner.tally.text(_places(options, config))
+    if options.output != "-":  # and the table is closed
+        print(summary)
+    return 0
+
+
+def _places(options: argparse.Namespace, config: Layer3Config) -> dict[str, str]:
+    """Where to look further, by a word."""
+    log, store = config.decision_log.path, config.experiment.path
+    found = {"decisions": shown(options.output)}
+    if log is not None:
+        found["log"] = f"{log}, made again by: make replay LOG={log}"
+    if store is not None:
+        found["experiment"] = f"{store}, judged by: make ab-report STORE={store}"
+    return found
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, dict[str, str]]:
@@ -130,7 +150,9 @@ def _assemble(
 ) -> Runner:
     """The runner and all it needs, which ``open_things`` closes in the reverse order: the state is saved last."""
     clock = SignalClock() if options.clock == "signal" else None
-    engine = open_things.enter_context(Layer3Phase1(config) if clock is None else Layer3Phase1(config, clock=clock))
+    now = time.time_ns if clock is None else clock
+    experiment = None if config.experiment.path is None else open_things.enter_context(_experiment(config))
+    engine = open_things.enter_context(Layer3Phase1(config, clock=now, assigner=experiment))
     recorder = None
     settings = config.decision_log
     if settings.path is not None:
@@ -143,13 +165,19 @@ def _assemble(
         )
         recorder = Recorder(open_things.enter_context(log), engine)
         engine.observers.append(recorder.observe)
+    if experiment is not None:
+        if recorder is not None:
+            for record in decisions(recorder.log.path):  # what a killed process told and did not record
+                experiment.record_again(record["decision"])
+        engine.observers.append(experiment.observe)
     watcher = None
     if config.hot_reload and options.config is not None:
         watcher = ConfigWatcher(options.config, lambda: load_config(options.config, _overrides(options)), engine)
         open_things.callback(watcher.stop)
     if config.metrics.enabled:
         registry = CollectorRegistry()
-        metrics = Metrics(registry, engine, callbacks=lambda: 0 if watcher is None else len(watcher.callbacks))
+        callbacks = [] if watcher is None else watcher.callbacks
+        metrics = Metrics(registry, engine, callbacks=lambda: len(callbacks), experiment=experiment)
         engine.observers.append(metrics.observe)
         server = open_things.enter_context(MetricsServer(registry, config.metrics.host, config.metrics.port))
         _log.info("metrics are served", extra={"host": config.metrics.host, "port": server.port})
@@ -157,16 +185,37 @@ def _assemble(
     open_things.callback(source.close)
     sink = open_sink(options.output, stop)
     open_things.callback(sink.close)
-    table = None
+    table, tally = None, Tally()
     if sys.stdout.isatty() and options.output != "-" and not options.no_table:
         from rich.console import Console
 
-        table = DecisionTable(Console(), lambda: None if engine.breaker is None else engine.breaker.state)
+        table = DecisionTable(Console(), tally, lambda: None if engine.breaker is None else engine.breaker.state)
         open_things.enter_context(table)
         logs.configure(sys.stderr, config.logging.level)  # the table shows it above itself
     mode = {"deployment_mode": config.deployment_mode, "config_hash": engine.config_hash}
     _log.info("ready", extra={**mode, "input": shown(options.input), "output": shown(options.output)})
-    return Runner(engine, source, sink, recorder, table, clock)
+    return Runner(
+        engine,
+        source,
+        sink,
+        tally=tally,
+        recorder=recorder,
+        table=table,
+        clock=clock,
+        experiment=experiment,
+        wait_s=config.experiment.wait_ms / 1e3,
+    )
+
+
+def _experiment(config: Layer3Config) -> LiveExperiment:
+    """The configured experiment; by the machine's clock, so that a recorded stream gets the ramp's first share."""
+    settings = config.experiment
+    path = Path(settings.path or "")
+    with contextlib.ExitStack() as opened:
+        stores = opened.enter_context(Store(path)), opened.enter_context(Store(path, read_only=True))
+        live = LiveExperiment(*stores, settings.design, forced=settings.forced)
+        opened.pop_all()
+    return live
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from layer3.errors import ContractError, PolicyError, RefusedError, SourceError
 from layer3.remote import RemoteAnswer
 from layer3.types import FALLBACK_KELLY, GCP_API, LOCAL_MODEL
 
-__all__ = ["Answer", "Asker", "Sources", "load_local"]
+__all__ = ["Answer", "Asker", "Multipliers", "Sources", "load_local"]
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +41,19 @@ class Answer(NamedTuple):
     confidence: float | None = None
     model_version: str | None = None
     passed_over: tuple[str, ...] = ()
+
+
+class Multipliers(Protocol):
+    """Who the engine asks; never raises. :class:`Sources`, or for a replay what was answered then."""
+
+    def ask(self, state: NDArray[np.float32], request_id: str) -> Answer:
+        """The answer for ``state`` (16,)."""
+
+    async def aask(self, state: NDArray[np.float32], request_id: str) -> Answer:
+        """:meth:`ask` for callers in an event loop."""
+
+    def nobody(self, why: str) -> Answer:
+        """The answer where ``why`` makes the size zero whatever anybody says."""
 
 
 class Sources(NamedTuple):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
@@ -14,12 +13,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from layer3.live.tally import Tally
 from layer3.types import PositionSizingDecision
 
 __all__ = ["DecisionTable"]
 
 _ROWS: Final = 12
-_LATENCIES: Final = 1_000
 _COLUMNS: Final = ("UTC", "symbol", "strategy", "action", "size $", "equity", "x", "risk", "ms", "from", "why")
 _NUMBERS: Final = ("size $", "equity", "x", "risk", "ms")
 #: Below so many columns of the terminal these are left out, so that no number is cut.
@@ -30,29 +29,17 @@ _WIDE_ONLY: Final = ("strategy", "x", "ms", "from")
 class DecisionTable:
     """Show each decision with :meth:`add`; a context manager that draws while it is open.
 
-    ``breaker`` says the breaker's state, ``None`` where there is none.
+    ``tally`` counts them, ``breaker`` says the breaker's state, ``None`` where there is none.
     """
 
-    def __init__(self, console: Console, breaker: Callable[[], str | None]) -> None:
-        self._breaker, self._console = breaker, console
+    def __init__(self, console: Console, tally: Tally, breaker: Callable[[], str | None]) -> None:
+        self._tally, self._breaker, self._console = tally, breaker, console
         self._rows: deque[PositionSizingDecision] = deque(maxlen=_ROWS)
-        self._latencies: deque[float] = deque(maxlen=_LATENCIES)
-        self._sources: Counter[str] = Counter()
-        self._decisions = self._refused = self._rejected = 0
-        self._started = time.monotonic()
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self.render)
 
     def add(self, decision: PositionSizingDecision) -> None:
         """Take in one decision."""
-        self._decisions += 1
-        self._refused += decision.refusal is not None
-        self._sources[decision.multiplier_source] += 1
-        self._latencies.append(decision.latency_ms)
         self._rows.append(decision)
-
-    def reject(self) -> None:
-        """Take in a message that was no signal."""
-        self._rejected += 1
 
     def __enter__(self) -> DecisionTable:
         self._live.start()
@@ -66,17 +53,17 @@ class DecisionTable:
         return Group(Text(self._summary(), style="bold"), self._table())
 
     def _summary(self) -> str:
-        seconds = max(time.monotonic() - self._started, 1e-9)
-        ordered = sorted(self._latencies)
+        tally = self._tally
         parts = [
-            f"{self._decisions:,} decisions ({self._decisions / seconds:,.1f}/s)",
-            f"{self._refused:,} refused",
-            f"{self._rejected:,} no signals",
-            *(f"{source} {count:,}" for source, count in sorted(self._sources.items())),
+            f"{tally.decisions:,} decisions ({tally.decisions / tally.seconds:,.1f}/s)",
+            f"{tally.refused:,} refused",
+            f"{tally.rejected:,} no signals",
+            *(f"{source} {count:,}" for source, count in sorted(tally.sources.items())),
+            *(f"{arm} {count:,}" for arm, count in sorted(tally.arms.items())),
         ]
-        if ordered:
-            half, most = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
-            parts.append(f"p50 {half:.2f} ms  p99 {most:.2f} ms")
+        latency = tally.latency_ms(0.5, 0.99)
+        if latency:
+            parts.append("p50 {:.2f} ms  p99 {:.2f} ms".format(*latency))
         breaker = self._breaker()
         if breaker is not None:
             parts.append(f"breaker {breaker}")

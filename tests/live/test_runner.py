@@ -8,6 +8,7 @@ import pty
 import random
 import select
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -28,6 +29,7 @@ from layer3.live.loop import Runner, SignalClock
 from layer3.live.phase1 import Layer3Phase1
 from layer3.live.runner import main
 from layer3.live.streams import Lines, Message, Stop, TextSink
+from layer3.live.tally import Tally
 from tests.fakes.policy_server import ANSWER, PolicyServer
 from tests.fakes.servers import free_port, redis_server, running, wait_for
 
@@ -112,7 +114,9 @@ def test_a_recorded_stream_is_stale_by_the_machines_clock() -> None:
 def test_every_decision_of_the_log_can_be_made_again(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     done = run("--input", EXAMPLE, "--clock", "signal", "--log", log, "--output", tmp_path / "out" / "d.jsonl")
-    assert (done.returncode, done.stdout) == (0, b"")
+    assert done.returncode == 0, done.stderr
+    assert b"52 messages      49 decisions, 1 residual, 2 messages that could not be read in " in done.stdout
+    assert f"made again by: make replay LOG={log}\n".encode() in done.stdout
     command = [sys.executable, "-m", "layer3.live.replay", "--log", str(log)]
     again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert (again.returncode, again.stdout) == (0, "49 decisions made again, 0 differ (0 fields)\n")
@@ -257,6 +261,98 @@ def test_the_served_policy_is_asked_in_cloud_mode() -> None:
     assert (answer["multiplier_source"], answer["multiplier"]) == ("gcp_api", ANSWER["position_multiplier"])
 
 
+def _closed(decision: Mapping[str, Any], gained: float) -> bytes:
+    """The message that a decision's trade has closed."""
+    pnl = gained * abs(decision["position_size_usd"])
+    outcome = {"decision_id": decision["decision_id"], "pnl_usd": pnl, "realised_return": gained, "duration_s": 0.0}
+    return json.dumps({"outcome": outcome}).encode() + b"\n"
+
+
+def test_an_experiment_from_the_first_signal_to_the_report(tmp_path: Path) -> None:
+    store, log = tmp_path / "ab.sqlite", tmp_path / "log.jsonl"
+    rng = random.Random(4)
+    with PolicyServer() as server:
+        settings = {
+            "DEPLOYMENT_MODE": "cloud", "POLICY__ENDPOINT": server.url, "POLICY__TIMEOUT_MS": 5_000,
+            "EXPERIMENT__PATH": store, "EXPERIMENT__LEAST_UNITS": 10, "EXPERIMENT__WAIT_MS": 60_000,
+            "EXPERIMENT__NAME": "a-test", "RISK__STALE_PRICE_S": 600,
+        }  # fmt: skip
+        with start("--log", log, **settings) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+
+            def ask(message: bytes) -> dict[str, Any]:
+                process.stdin.write(message)  # type: ignore[union-attr]
+                process.stdin.flush()  # type: ignore[union-attr]
+                answer: dict[str, Any] = json.loads(process.stdout.readline())  # type: ignore[union-attr]
+                return answer
+
+            told = [ask(fresh()) for _ in range(60)]
+            done = [ask(_closed(answer, rng.gauss(0.0, 0.001)))["outcome"] for answer in told[:50]]
+            wrong = ask(_closed(told[0] | {"decision_id": "nobody"}, 0.0))
+            process.kill()  # what was answered is on the disk
+            process.communicate(timeout=60)
+        again = run("--log", log, stdin=_closed(told[0], 0.5) + fresh(), **settings)
+    assert all(answer["experiment"]["how"] == "assigned" for answer in told)
+    for answer in told:
+        size = answer["experiment"][f"{answer['experiment']['arm']}_usd"]
+        assert answer["position_size_usd"] == pytest.approx(size)
+        assert answer["experiment"]["policy_usd"] == pytest.approx(1.25 * answer["experiment"]["kelly_usd"])
+    assert {answer["experiment"]["arm"] for answer in told} == {"policy", "kelly"}
+    assert all(answer == {"decision_id": before["decision_id"], "recorded": True, "stopped": None}
+               for answer, before in zip(done, told, strict=False))  # fmt: skip
+    assert "record the decision first" in wrong["error"]
+    final, size = answers(again.stdout)
+    assert "an outcome is final" in final["error"]
+    assert size["position_size_usd"] > 0.0
+    report = subprocess.run(
+        ["make", "ab-report", f"STORE={store}", f"HTML={tmp_path / 'ab.html'}"],
+        capture_output=True, text=True, cwd=ROOT, timeout=120,
+    )  # fmt: skip
+    assert report.returncode == 0, report.stderr
+    assert report.stdout.startswith("a-test\n")
+    assert "no outcome yet: 11 (decisions)" in report.stdout
+    assert "<svg" in (tmp_path / "ab.html").read_text()
+    made_again = subprocess.run(
+        [sys.executable, "-m", "layer3.live.replay", "--log", str(log)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert made_again.stdout == "61 decisions made again, 0 differ (0 fields)\n"
+
+
+def test_what_a_killed_runner_told_and_did_not_record_is_recorded_at_the_next_start(tmp_path: Path) -> None:
+    settings = {"EXPERIMENT__PATH": tmp_path / "ab.sqlite", "DECISION_LOG__PATH": tmp_path / "log.jsonl"}
+    done = run("--input", EXAMPLE, "--clock", "signal", **settings)
+    told = [answer["decision_id"] for answer in answers(done.stdout) if answer.get("experiment")]
+    assert len(told) == 47
+    with contextlib.closing(sqlite3.connect(tmp_path / "ab.sqlite", isolation_level=None)) as store:
+        found = [name for (name,) in store.execute("SELECT id FROM decision ORDER BY rowid")]
+        assert found == told
+        store.execute("DELETE FROM decision WHERE rowid > 40")
+        store.execute("DELETE FROM assignment")
+        assert run(**settings).returncode == 0
+        found = [name for (name,) in store.execute("SELECT id FROM decision ORDER BY rowid")]
+    assert found == told
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        (b'{"outcome": {"decision_id": "x", "pnl_usd": 1, "realised_return": 0.1, "duration_s": 1}}', "no experiment"),
+        (b'{"outcome": {"decision_id": "x", "pnl_usd": null, "realised_return": 0.1, "duration_s": 1}}', "pnl_usd"),
+        (b'{"outcome": {"decision_id": 7, "pnl_usd": 1, "realised_return": 0.1, "duration_s": 1}}', "decision_id"),
+        (b'{"outcome": {"decision_id": "x"}}', "expected an object of decision_id, pnl_usd"),
+        (b'{"outcome": [], "signal": {}}', "nothing beside it"),
+    ],
+)
+def test_an_outcome_that_cannot_be_joined(message: bytes, says: str) -> None:
+    sink, stop = Kept(), Stop()
+    with Layer3Phase1(load_config(None, {"policy": {"enabled": False}})) as engine:
+        answer = Runner(engine, Lines(-1, stop), sink, tally=Tally()).answer(Message(1, message))
+    stop.close()
+    assert says in answer["error"]
+    assert answer["field"].startswith("outcome")
+
+
 def test_metrics_are_served_while_it_runs() -> None:
     port = free_port()
     with start(METRICS__PORT=port) as process:
@@ -324,7 +420,9 @@ def test_a_terminal_shows_a_table_unless_it_is_the_output(tmp_path: Path) -> Non
     assert "2 no signals" in shown
     assert "synthetic-reversal" in shown
     assert len(answers((tmp_path / "d.jsonl").read_bytes())) == 52
-    assert "49 decisions" not in _in_terminal(*fixed, "--output", tmp_path / "d.jsonl", "--no-table")
+    plain = _in_terminal(*fixed, "--output", tmp_path / "d.jsonl", "--no-table")
+    assert ("49 decisions (" in shown, "49 decisions (" in plain) == (True, False)
+    assert all("52 messages      49 decisions, 1 residual" in text for text in (shown, plain))
     assert "49 decisions" not in _in_terminal(*fixed)
 
 
@@ -458,7 +556,7 @@ def test_whatever_the_line_it_is_answered(lines: list[bytes]) -> None:
         os.close(write)
         with Layer3Phase1(load_config(None, {"policy": {"enabled": False}}), clock=clock) as engine:
             source = Lines(read, stop)
-            Runner(engine, source, sink, None, None, clock).run(None)
+            Runner(engine, source, sink, tally=Tally(), clock=clock).run(None)
             source.close()
     finally:
         stop.close()
