@@ -122,6 +122,11 @@ def asked(what: str, call: Callable[[], _T], *, sleep: Waiter = time.sleep, atte
                 sleep(min(_asked_wait(error) or 2.0 ** (attempt - 1), _LONGEST))
         except exceptions.NotFound:
             raise
+        except TimeoutError as error:
+            raise SourceError(
+                f"cannot {what}: Vertex AI began it and has not ended it: run the same again later; what is done by "
+                "then is found and kept"
+            ) from error
         except exceptions.GoogleAPICallError as error:
             raise RefusedError(f"Vertex AI refuses to {what}: {_words(error)}. {_remedy(error)}") from error
         except GoogleAuthError as error:
@@ -160,4 +165,6 @@ def _remedy(error: Any) -> str:
 
 
 def _words(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """The error in one line, without the address that Google's client puts before what the service said."""
+    words = re.sub(r"^(\d{3} )?[A-Z]+ https?://\S+: ", "", " ".join(str(error).split()))
+    return words.rstrip(".") or type(error).__name__
