@@ -94,8 +94,10 @@ assets: DATA = coinbase:{asset}-USD
 assets: $(READY) ## train on several markets, judge on each and on one never seen (ASSETS=BTC,ETH,SOL)
 	@$(BIN)/python -m layer3.experiments.assets --assets="$$ASSETS" --data="$$DATA" --steps="$$STEPS" --store="$$STORE" $(if $(SEEDS),--seeds="$$SEEDS") $(if $(SIZING),--sizing="$$SIZING")
 
+# On this machine alone nobody need say who they are, unless a setting wants to know; beyond it the server insists.
 serve: $(READY) ## serve the champion on http://127.0.0.1:8080
-	@MODEL_URI="$$STORE/channels/production.json" $(BIN)/python -m serving
+	@if test "$$HOST" = 127.0.0.1 -a -z "$${AUTH:-}$${API_KEYS_FILE:-}$${ID_TOKEN_AUDIENCE:-}"; then export AUTH=off; fi; \
+		MODEL_URI="$$STORE/channels/production.json" exec $(BIN)/python -m serving
 
 size: $(READY) ## size one signal (SIGNAL=FILE.json, or the built-in example)
 	@$(BIN)/python -m layer3.size --endpoint="$$ENDPOINT" --store="$$STORE" $(if $(SIGNAL),--input="$$SIGNAL") $(if $(SIZING),--config="$$SIZING")

@@ -9,7 +9,6 @@ import pytest
 
 from layer3.agent.policy import Policy
 from layer3.champion import Champion
-from serving.app import create_app
 from serving.channels import publish
 from serving.models import store_policy
 from tests.serving.support import Client, make_policy, serve
@@ -25,7 +24,7 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client(policy_folder: Path) -> Iterator[Client]:
     """A ready server over ``policy_folder``."""
-    with serve(create_app(str(policy_folder))) as client:
+    with serve(policy_folder) as client:
         client.wait_for_health("ready")
         yield client
 

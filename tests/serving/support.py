@@ -12,17 +12,18 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import uvicorn
-from fastapi import FastAPI
 
 from layer3 import contract
 from layer3.agent.policy import Policy, save_policy, stack
 from serving.candidate import _free_port as free_port_or_refuse
+from serving.door import Door
+from serving.server import open_door, server_of
+from serving.settings import Settings, settings
 
 ROOT = Path(__file__).resolve().parents[2]
 JSON = {"Content-Type": "application/json"}
@@ -129,10 +130,17 @@ class Client:
             time.sleep(0.02)
 
 
+def settings_for(model_uri: str | Path = "", **environment: str) -> Settings:
+    """Settings of a server that asks nobody who they are, unless ``environment`` says how."""
+    open_to_all = {} if environment.keys() & {"API_KEYS_FILE", "ID_TOKEN_AUDIENCE"} else {"AUTH": "off"}
+    return settings({"MODEL_URI": str(model_uri), **open_to_all, **environment})
+
+
 @contextmanager
-def serve(app: FastAPI) -> Iterator[Client]:
-    """``app`` under the real uvicorn, in a thread of this process."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False))
+def serve(model_uri: str | Path = "", *, door: Door | None = None, **environment: str) -> Iterator[Client]:
+    """A server of ``model_uri`` as ``python -m serving`` makes it, in a thread of this process."""
+    chosen = replace(settings_for(model_uri, **environment), port=0)
+    server = server_of(door or open_door(chosen), chosen)
     thread = threading.Thread(target=server.run, name="uvicorn")
     thread.start()
     try:
@@ -161,7 +169,9 @@ class Process:
 def serving_process(*python_options: str, **environment: str) -> Iterator[Process]:
     """The real ``python -m serving`` on a free loopback port, in a process of its own."""
     port = environment.setdefault("PORT", str(free_port()))
-    inherited = {k: v for k, v in os.environ.items() if k not in ("MODEL_URI", "HOST", "K_SERVICE", "ACCESS_LOG")}
+    if not environment.keys() & {"API_KEYS_FILE", "ID_TOKEN_AUDIENCE"}:
+        environment.setdefault("AUTH", "off")  # AUTH="" leaves it to the server, which then refuses to start
+    inherited = {k: v for k, v in os.environ.items() if k not in ("MODEL_URI", "HOST", "K_SERVICE", "AUTH")}
     with subprocess.Popen(
         [sys.executable, *python_options, "-m", "serving"],
         cwd=ROOT,

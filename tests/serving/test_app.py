@@ -23,7 +23,6 @@ from layer3.agent.policy import PARITY, Policy, load_policy
 from layer3.remote import fetch_multiplier
 from serving import app as app_module
 from serving import state_input
-from serving.app import create_app
 from tests.serving.support import JSON, NEUTRAL, Answer, Client, make_policy, serve
 
 
@@ -62,7 +61,7 @@ def test_the_served_network_is_the_trained_network(client: Client, policy_folder
 def test_several_members_are_served_as_they_were_trained(tmp_path: Path) -> None:
     policy = make_policy(tmp_path, members=3)
     assert (load_policy(tmp_path).members, policy.members) == (3, 3)
-    with serve(create_app(str(tmp_path))) as client:
+    with serve(str(tmp_path)) as client:
         client.wait_for_health("ready")
         for pair in policy.manifest["golden"]:
             body = client.predict(pair["state"]).body
@@ -327,7 +326,7 @@ def test_it_answers_that_it_is_loading(policy_folder: Path, monkeypatch: pytest.
         return load_policy(Path(uri))
 
     monkeypatch.setattr(app_module, "load_model", slow)
-    with serve(create_app(str(policy_folder), clock=lambda: 7.0)) as client:
+    with serve(str(policy_folder), clock=lambda: 7.0) as client:
         assert client.health().status == 503
         assert client.health().body == {
             "status": "loading",
@@ -354,7 +353,7 @@ def test_a_number_that_is_none_is_never_served(
 ) -> None:
     sound = load_policy(policy_folder)
     monkeypatch.setattr(app_module, "load_model", lambda uri: Nonsense(sound.tensors, sound.manifest))
-    with serve(create_app("x")) as client:
+    with serve("x") as client:
         client.wait_for_health("ready")
         assert "no usable answer" in problem(client.predict(NEUTRAL), 503)["detail"]
     assert "nan" in caplog.text
@@ -377,7 +376,7 @@ def test_a_bug_is_answered_without_our_insides(
 
 def test_two_policies_answer_differently(client: Client, tmp_path: Path) -> None:
     make_policy(tmp_path, seed=99)
-    with serve(create_app(str(tmp_path))) as other:
+    with serve(str(tmp_path)) as other:
         other.wait_for_health("ready")
         ours, theirs = client.predict(NEUTRAL).body, other.predict(NEUTRAL).body
     assert ours["position_multiplier"] != theirs["position_multiplier"]

@@ -10,15 +10,13 @@ import pytest
 
 from layer3 import contract
 from layer3.agent.policy import Policy
-from serving import app as app_module
-from serving.app import create_app
 from tests.fakes.gcs import FakeGcs
 from tests.serving.support import NEUTRAL, edit_manifest, make_policy, serve, tamper_weights
 
 
 def assert_unready(model_uri: str, caplog: pytest.LogCaptureFixture, *said: str) -> None:
     """503 with every phrase of ``said`` from /health and /predict alike, and logged as an error."""
-    with serve(create_app(model_uri)) as client:
+    with serve(model_uri) as client:
         health = client.wait_for_health("unavailable")
         prediction = client.predict(NEUTRAL)
         assert client.ask("GET", "/").status == 200
@@ -141,8 +139,8 @@ def test_a_failure_nobody_foresaw_is_logged_with_its_traceback(
     def bug(uri: str) -> Policy:
         raise ZeroDivisionError("what")
 
-    monkeypatch.setattr(app_module, "load_model", bug)
-    with serve(create_app("somewhere")) as client:
+    monkeypatch.setattr("serving.service.load_folder", bug)
+    with serve("somewhere") as client:
         assert "ZeroDivisionError" in client.wait_for_health("unavailable").body["reason"]
         assert client.predict(NEUTRAL).status == 503
     assert any(record.exc_info for record in caplog.records)
@@ -159,7 +157,7 @@ def test_and_it_is_ready_from_everywhere(store: Path, monkeypatch: pytest.Monkey
             if path.is_file():
                 gcs.put("bucket", f"deep/{path.relative_to(store)}", path.read_bytes())
         uri = f"{store}/{below}" if where == "local" else f"gs://bucket/deep/{below}"
-        with serve(create_app(uri)) as client:
+        with serve(uri) as client:
             assert client.wait_for_health("ready").body["model_version"] == model_id
 
 
@@ -168,5 +166,5 @@ def test_a_channel_relative_to_the_working_directory(
     store: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
 ) -> None:
     monkeypatch.chdir(store)
-    with serve(create_app(spelling)) as client:
+    with serve(spelling) as client:
         client.wait_for_health("ready")
