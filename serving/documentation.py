@@ -58,7 +58,7 @@ _CONTRACT: Final = {
     "name": contract.HEADER,
     "in": "header",
     "required": False,
-    "description": f"the state contract that the caller speaks; another one than {contract.VERSION} is refused with 409",
+    "description": f"the state contract that the caller speaks; any but {contract.VERSION} is refused with 409",
     "schema": {"type": "string"},
     "example": contract.VERSION,
 }
@@ -246,7 +246,7 @@ def document(settings: Settings) -> dict[str, Any]:
     elif settings.predict_route:
         paths[settings.predict_route] = {"post": _vertex()}
     ways = {"ApiKey": bool(settings.guard.keys_file), "IdToken": bool(settings.guard.audiences)}
-    security = [{name: []} for name, on in ways.items() if on]
+    security: list[dict[str, list[str]]] = [{name: []} for name, on in ways.items() if on]
     for path, operations in paths.items():
         for method, operation in operations.items():
             operation["operationId"] = f"{method}_{path.strip('/').replace('/', '_') or 'root'}"

@@ -42,6 +42,8 @@ _VERSION: Final = contract.VERSION.encode()
 #: A caller's own request id is used if it is this; it comes back in a header and goes into the log.
 _SANE_ID: Final = re.compile(rb"[ -~]{1,128}")
 _PATH_SHOWN: Final = 80
+#: What the log says above a traceback; the caller learns nothing about our insides.
+_BUG: Final = "request %s met a bug"
 _clock: Final = time.perf_counter
 logger = logging.getLogger("serving")
 
@@ -72,8 +74,11 @@ class Door:
             if len(body) > route.max_body > 0:
                 raise too_large(route.max_body, f"got {len(body)} bytes")
             reply = route.answer(body)
-        except Exception as error:
-            reply = self._refusal(error, request_id)
+        except Problem as problem:
+            reply = self._refusal(problem, request_id)
+        except Exception:
+            logger.exception(_BUG, request_id)
+            reply = self._refusal(_bug(), request_id)
         return self._finish(reply, route.name, method, path, headers, began, request_id, caller), request_id
 
     def refuse(self, problem: Problem, headers: Headers, method: str = "-", path: str = "-") -> tuple[Reply, str]:
@@ -99,8 +104,11 @@ class Door:
         except asyncio.CancelledError:
             # The server stops, and has waited long enough for the rest of the body.
             reply = self._refusal(Problem(HTTPStatus.SERVICE_UNAVAILABLE, "the server is stopping"), request_id)
-        except Exception as error:
-            reply = self._refusal(error, request_id)
+        except Problem as problem:
+            reply = self._refusal(problem, request_id)
+        except Exception:
+            logger.exception(_BUG, request_id)
+            reply = self._refusal(_bug(), request_id)
         reply = self._finish(reply, name, method, path, headers, began, request_id, caller)
         await _send(send, reply, request_id)
 
@@ -173,19 +181,15 @@ class Door:
             check_content_type(headers.get(b"content-type"))
         return caller
 
-    def _refusal(self, error: Exception, request_id: str) -> Reply:
-        """The problem document of whatever went wrong, counted."""
-        if not isinstance(error, Problem):
-            # The log has the traceback; the caller learns nothing about our insides.
-            logger.error("request %s met a bug", request_id, exc_info=error)
-            error = Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "a bug on our side; it was logged")
-        elif isinstance(error, Overloaded):
+    def _refusal(self, problem: Problem, request_id: str) -> Reply:
+        """The problem document, counted."""
+        if isinstance(problem, Overloaded):
             self._metrics.shed += 1
-        elif error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        elif problem.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             self._metrics.unauthorised += 1
-        elif error.status == HTTPStatus.TOO_MANY_REQUESTS:
+        elif problem.status == HTTPStatus.TOO_MANY_REQUESTS:
             self._metrics.rate_limited += 1
-        return refusal(error, request_id)
+        return refusal(problem, request_id)
 
     def _finish(
         self,
@@ -233,3 +237,7 @@ async def _send(send: Send, reply: Reply, request_id: str) -> None:
     ]
     await send({"type": "http.response.start", "status": reply.head.status, "headers": headers})
     await send({"type": "http.response.body", "body": reply.body})
+
+
+def _bug() -> Problem:
+    return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "a bug on our side; it was logged")
