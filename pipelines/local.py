@@ -23,6 +23,7 @@ from layer3.errors import ConfigurationError, HimariError, PipelineError
 from layer3.market import sources
 from pipelines import spec as specs
 from pipelines.arguments import add_options, checked
+from pipelines.conclusion import verdict_lines
 from pipelines.manifest import SCHEMA, write_manifest
 from pipelines.observe import Execution, Watcher, observed
 from pipelines.provenance import local_tag, provenance
@@ -197,14 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _conclude(manifest: Mapping[str, Any], store: Path) -> None:
-    verdict = manifest["verdict"]
-    print()
-    for criterion in verdict["criteria"]:
-        print(f"  {'pass' if criterion['passed'] else 'FAIL'}  {criterion['name']:<21} {criterion['sentence']}")
+    print("", *verdict_lines(manifest["verdict"]), sep="\n")
     print()
     there = "" if store == ROOT else f" STORE={shlex.quote(str(store))}"
-    if verdict["override"]:
-        print(f"OVERRIDDEN by {verdict['override']['name']}: {verdict['override']['reason']}")
     if manifest["released"]:
         model = manifest["released"]["model_id"]
         print(f"RELEASED {model}: `make serve{there}` serves it, `make rollback{there}` takes it back.")

@@ -33,7 +33,7 @@ _SHAPES: Final = {
     "region": (r"[a-z]+-[a-z]+\d+", "a region such as us-central1"),
     "store": (r"gs://[a-z0-9][a-z0-9._-]{1,61}[a-z0-9](/[\w.-]+)*", "gs://bucket or gs://bucket/path"),
     "experiment": (r"[a-z0-9][a-z0-9-]{0,127}", "up to 128 of a-z, 0-9 and -"),
-    "service": (r"[a-z]([a-z0-9-]{0,47}[a-z0-9])?", "up to 49 of a-z, 0-9 and -"),
+    "service": (r"([a-z]([a-z0-9-]{0,47}[a-z0-9])?)?", "up to 49 of a-z, 0-9 and -, or empty for none"),
     "pipeline_service_account": (
         r"[a-z0-9.-]+(@[a-z0-9.-]+\.gserviceaccount\.com)?",
         "an account's name or its e-mail",
@@ -82,16 +82,17 @@ class Cloud:
     """Project, region, names and limits; checked when built.
 
     ``store`` is ``gs://bucket[/path]`` and holds runs/, models/ and channels/; ``service`` is the Cloud Run
-    service; ``max_cost_usd`` is what one run may be estimated to cost.
+    service, "" where a release only names the champion in the store; ``max_cost_usd`` is what one run may be
+    estimated to cost.
     """
 
     project: str = ""
     region: str = "us-central1"
     store: str = ""
     experiment: str = "himari"
-    pipeline_service_account: str = "himari-pipeline"
-    serving_service_account: str = "himari-serving"
-    service: str = "himari"
+    pipeline_service_account: str = "himari-dev-pipeline"
+    serving_service_account: str = "himari-dev-serving"
+    service: str = "himari-dev"
     images_file: str = "build/images.json"
     max_cost_usd: float = 10.0
     endpoints: Endpoints = field(default_factory=Endpoints)

@@ -24,6 +24,7 @@ _UPDATED = "2026-01-01T00:00:00.000Z"
 _OBJECT = re.compile(r"^(?:/download)?/storage/v1/b/(?P<bucket>[^/]+)/o/(?P<name>[^/]+)$")
 _LIST = re.compile(r"^/storage/v1/b/(?P<bucket>[^/]+)/o$")
 _BUCKET = re.compile(r"^/storage/v1/b/(?P<bucket>[^/]+)$")
+_IAM = re.compile(r"^/storage/v1/b/(?P<bucket>[^/]+)/iam$")
 _UPLOAD = re.compile(r"^/upload/storage/v1/b/(?P<bucket>[^/]+)/o$")
 _BOUNDARY = re.compile(r'boundary="?([^";]+)"?')
 
@@ -60,6 +61,9 @@ class FakeGcs:
     def __init__(self, *buckets: str) -> None:
         self.objects: dict[tuple[str, str], StoredObject] = {}
         self.buckets = set(buckets)
+        self.project_number = 0
+        self.roles: dict[str, set[str]] = {}
+        """Who has which role on every bucket."""
         self.requests: list[str] = []
         self.authorizations: list[str | None] = []
         self.lock = threading.Lock()
@@ -235,7 +239,16 @@ class _Handler(BaseHTTPRequestHandler):
         if matched := _BUCKET.match(path):
             bucket = unquote(matched["bucket"])
             self.gcs.require(bucket)
-            return 200, {}, {"kind": "storage#bucket", "name": bucket, "locationType": "region"}
+            number = str(self.gcs.project_number)
+            return (
+                200,
+                {},
+                {"kind": "storage#bucket", "name": bucket, "locationType": "region", "projectNumber": number},
+            )
+        if matched := _IAM.match(path):
+            self.gcs.require(unquote(matched["bucket"]))
+            bindings = [{"role": role, "members": sorted(who)} for role, who in self.gcs.roles.items()]
+            return 200, {}, {"kind": "storage#policy", "etag": "CAE=", "bindings": bindings}
         raise RefusalError(404, f"unknown address {path}")
 
     def _media(self, stored: StoredObject) -> tuple[int, dict[str, str], bytes]:

@@ -1,0 +1,287 @@
+"""What must be there before a run is submitted: every thing that is missing, each with the one command that makes it.
+
+All are looked at before anything is said, so that nobody meets them one at a time. Where the project itself cannot be
+seen there is nothing more to ask.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote
+
+from google.api_core import exceptions
+from google.api_core.client_options import ClientOptions
+from google.auth.transport.requests import AuthorizedSession
+from google.cloud import resourcemanager_v3
+
+from layer3.errors import ConfigurationError, RefusedError
+from serving.cloud import Cloud, Images
+from serving.vertex import SECONDS, asked
+
+__all__ = ["APIS", "Missing", "missing"]
+
+#: What a run uses: its steps, its images, its files, its logs, its release, and these very checks.
+APIS: Final = (
+    "aiplatform.googleapis.com",
+    "artifactregistry.googleapis.com",
+    "cloudresourcemanager.googleapis.com",
+    "iam.googleapis.com",
+    "logging.googleapis.com",
+    "run.googleapis.com",
+    "storage.googleapis.com",
+)
+#: What the account of the pipeline needs in the project and on the bucket, each with the roles that hold it too.
+_PROJECT_ROLES: Final = {
+    "roles/aiplatform.user": {"roles/aiplatform.admin", "roles/editor", "roles/owner"},
+    "roles/logging.logWriter": {"roles/logging.admin", "roles/editor", "roles/owner"},
+}
+_BUCKET_ROLES: Final = {"roles/storage.objectUser": {"roles/storage.objectAdmin", "roles/storage.admin"}}
+_ACT_AS: Final = "roles/iam.serviceAccountUser"
+_IMAGE: Final = re.compile(
+    r"(?P<location>[a-z0-9-]+)-docker\.pkg\.dev/(?P<project>[a-z][a-z0-9-]+)/(?P<repository>[a-z0-9-]+)/"
+    r"(?P<image>[\w./-]+)@(?P<digest>sha256:[0-9a-f]{64})"
+)
+#: In a command: whoever runs it.
+_ME: Final = 'user:"$(gcloud config get account)"'
+_BUILD: Final = "gcloud builds submit --config=cloudbuild.yaml ."
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """One thing that is missing, in a sentence, and the command that fixes it."""
+
+    what: str
+    fix: str
+
+
+def missing(cloud: Cloud, images: Images | None, spec_images: Sequence[str]) -> list[Missing]:
+    """Everything that a run in ``cloud`` would miss; nothing is changed by asking.
+
+    ``images`` is what the last build pushed (None if there was none), ``spec_images`` what the compiled pipeline
+    runs on.
+
+    Raises
+    ------
+    SourceError : a service did not answer
+    """
+    found = list(_images_missing(cloud, images, spec_images))
+    try:
+        project = _Project(cloud)
+        number = project.number()
+    except ConfigurationError as error:
+        return [*found, Missing(*str(error).split(": ", 1))]
+    except RefusedError as error:
+        return [*found, _no_project(cloud, error)]
+    checks: list[Callable[[], Iterator[Missing]]] = [
+        project.apis,
+        lambda: project.bucket(number),
+        lambda: project.pushed(images),
+        project.accounts,
+    ]
+    for check in checks:
+        try:
+            found += check()
+        except RefusedError as error:
+            found.append(_may_not_look(cloud, error))
+    # One cause may show in several places.
+    return list(dict.fromkeys(found))
+
+
+def _no_project(cloud: Cloud, error: RefusedError) -> Missing:
+    cause = error.__cause__
+    if not isinstance(cause, exceptions.GoogleAPICallError) or cause.code == 401:
+        return Missing(
+            f"this machine's Google credentials do not work ({cause})", "gcloud auth application-default login"
+        )
+    if _reason(cause) == "SERVICE_DISABLED":
+        return _may_not_look(cloud, error)
+    return Missing(
+        f"there is no project {cloud.project}, or this account may not see it (correct `project` if it is mistyped)",
+        f"gcloud projects create {cloud.project}",
+    )
+
+
+def _may_not_look(cloud: Cloud, error: RefusedError) -> Missing:
+    cause = error.__cause__
+    if isinstance(cause, exceptions.GoogleAPICallError) and _reason(cause) == "SERVICE_DISABLED":
+        service = str(cause.error_info.metadata.get("service", "serviceusage.googleapis.com"))
+        return Missing(f"the API {service} is not enabled", _enable(cloud, [service]))
+    return Missing(
+        f"this account may not look whether all is there ({cause})",
+        f"gcloud projects add-iam-policy-binding {cloud.project} --member={_ME} --role=roles/iam.securityReviewer",
+    )
+
+
+def _reason(error: exceptions.GoogleAPICallError) -> str:
+    return str(error.reason or "")
+
+
+def _enable(cloud: Cloud, services: Sequence[str]) -> str:
+    return f"gcloud services enable {' '.join(services)} --project={cloud.project}"
+
+
+def _images_missing(cloud: Cloud, images: Images | None, spec_images: Sequence[str]) -> Iterator[Missing]:
+    if images is None:
+        yield Missing(f"no image was built yet: there is no {cloud.images_file}", _BUILD)
+    elif set(spec_images) != {images.components}:
+        runs_on = ", ".join(sorted(set(spec_images)))
+        yield Missing(
+            f"the pipeline was compiled for {runs_on}, the last build pushed {images.components}",
+            f"python compile.py --image {cloud.images_file}",
+        )
+
+
+class _Project:
+    """Asks the services of one project."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._cloud = cloud
+        credentials = cloud.credentials()
+        self._session = AuthorizedSession(credentials)
+        options = ClientOptions(api_endpoint=cloud.endpoints.resource_manager or "cloudresourcemanager.googleapis.com")
+        self._projects = resourcemanager_v3.ProjectsClient(
+            credentials=credentials, transport="rest", client_options=options
+        )
+
+    def number(self) -> str:
+        """The project's number; a RefusedError where it is not seen."""
+        name = f"projects/{self._cloud.project}"
+        try:
+            found = asked("see the project", lambda: self._projects.get_project(name=name, timeout=SECONDS, retry=None))
+        except exceptions.NotFound as error:
+            raise RefusedError(f"there is no project {self._cloud.project}") from error
+        return str(found.name.removeprefix("projects/"))
+
+    def apis(self) -> Iterator[Missing]:
+        parent = f"projects/{self._cloud.project}"
+        names = [("names", f"{parent}/services/{api}") for api in APIS]
+        host = self._cloud.endpoints.services or "https://serviceusage.googleapis.com"
+        said = self._ask("see which APIs are enabled", "GET", f"{host}/v1/{parent}/services:batchGet", params=names)
+        enabled = {service["config"]["name"] for service in said.get("services", []) if service["state"] == "ENABLED"}
+        absent = [api for api in APIS if api not in enabled]
+        if absent:
+            yield Missing(f"not enabled in {self._cloud.project}: {', '.join(absent)}", _enable(self._cloud, absent))
+
+    def bucket(self, number: str) -> Iterator[Missing]:
+        cloud, bucket = self._cloud, self._cloud.bucket
+        at = f"{cloud.endpoints.storage or 'https://storage.googleapis.com'}/storage/v1/b/{bucket}"
+        make = (
+            f"gcloud storage buckets create gs://{bucket} --project={cloud.project} --location={cloud.region} "
+            "--uniform-bucket-level-access --public-access-prevention"
+        )
+        try:
+            found = self._ask("see the bucket", "GET", at)
+        except exceptions.NotFound:
+            yield Missing(f"there is no bucket gs://{bucket}", make)
+            return
+        if str(found.get("projectNumber")) != number:
+            # Whoever made a bucket of a name that can be guessed would get our files.
+            yield Missing(
+                f"the bucket gs://{bucket} belongs to another project than {cloud.project}: name one of its own as "
+                "`store` in the cloud's configuration",
+                make.replace(f"gs://{bucket}", f"gs://{cloud.project}-himari"),
+            )
+            return
+        policy = self._ask("see who may use the bucket", "GET", f"{at}/iam")
+        for role in _lacking(policy, _member(cloud.pipeline_service_account), _BUCKET_ROLES):
+            yield Missing(
+                f"{cloud.pipeline_service_account} has not {role} on gs://{bucket}",
+                f"gcloud storage buckets add-iam-policy-binding gs://{bucket} "
+                f"--member={_member(cloud.pipeline_service_account)} --role={role}",
+            )
+
+    def pushed(self, images: Images | None) -> Iterator[Missing]:
+        host = self._cloud.endpoints.artifact_registry or "https://artifactregistry.googleapis.com"
+        for image in (images.components, images.serving) if images else ():
+            found = _IMAGE.fullmatch(image)
+            if found is None:
+                yield Missing(f"{image} is not in Artifact Registry (REGION-docker.pkg.dev/…)", _BUILD)
+                continue
+            name = quote(f"{found['image']}@{found['digest']}", safe="@:")
+            parent = f"projects/{found['project']}/locations/{found['location']}/repositories/{found['repository']}"
+            try:
+                self._ask("see the image", "GET", f"{host}/v1/{parent}/dockerImages/{name}")
+            except exceptions.NotFound:
+                yield Missing(f"there is no image {image}", _BUILD)
+
+    def accounts(self) -> Iterator[Missing]:
+        cloud = self._cloud
+        pipeline, serving = cloud.pipeline_service_account, cloud.serving_service_account
+        there = {}
+        for account in dict.fromkeys((pipeline, serving)):
+            there[account] = not (problems := list(self._account(account)))
+            yield from problems
+        policy = self._projects.get_iam_policy
+        project = f"projects/{cloud.project}"
+        granted = asked(
+            "see who may do what in the project", lambda: policy(resource=project, timeout=SECONDS, retry=None)
+        )
+        bindings = {"bindings": [{"role": b.role, "members": list(b.members)} for b in granted.bindings]}
+        for role in _lacking(bindings, _member(pipeline), _PROJECT_ROLES):
+            yield Missing(
+                f"{pipeline} has not {role}",
+                f"gcloud projects add-iam-policy-binding {cloud.project} --member={_member(pipeline)} --role={role} "
+                "--condition=None",
+            )
+        if there[pipeline]:
+            yield from self._may_start_as(pipeline)
+        if there[serving]:
+            yield from self._may_release_as(pipeline, serving)
+
+    def _account(self, email: str) -> Iterator[Missing]:
+        try:
+            found = self._ask("see the service account", "GET", f"{self._iam}/{email}")
+        except exceptions.NotFound:
+            name, _, project = email.removesuffix(".iam.gserviceaccount.com").partition("@")
+            yield Missing(
+                f"there is no service account {email}",
+                f"gcloud iam service-accounts create {name} --project={project}",
+            )
+            return
+        if found.get("disabled"):
+            yield Missing(f"the service account {email} is disabled", f"gcloud iam service-accounts enable {email}")
+
+    def _may_start_as(self, email: str) -> Iterator[Missing]:
+        wanted = {"permissions": ["iam.serviceAccounts.actAs"]}
+        said = self._ask("see whom it may act as", "POST", f"{self._iam}/{email}:testIamPermissions", json=wanted)
+        if said.get("permissions") != wanted["permissions"]:
+            yield Missing(f"this account may not start runs as {email}", _let_act(_ME, email))
+
+    def _may_release_as(self, pipeline: str, serving: str) -> Iterator[Missing]:
+        policy = self._ask("see who may act as the service", "POST", f"{self._iam}/{serving}:getIamPolicy")
+        if _lacking(policy, _member(pipeline), {_ACT_AS: set()}):
+            yield Missing(
+                f"{pipeline} may not release services that run as {serving}", _let_act(_member(pipeline), serving)
+            )
+
+    @property
+    def _iam(self) -> str:
+        return f"{self._cloud.endpoints.iam or 'https://iam.googleapis.com'}/v1/projects/-/serviceAccounts"
+
+    def _ask(self, what: str, verb: str, url: str, **more: Any) -> dict[str, Any]:
+        """The JSON that a service without a client library answers; Google's NotFound passes."""
+
+        def call() -> dict[str, Any]:
+            response = self._session.request(verb, url, timeout=SECONDS, **more)
+            if response.status_code >= 400:
+                raise exceptions.from_http_response(response)
+            return dict(response.json())
+
+        return asked(what, call)
+
+
+def _let_act(member: str, email: str) -> str:
+    return f"gcloud iam service-accounts add-iam-policy-binding {email} --member={member} --role={_ACT_AS}"
+
+
+def _member(email: str) -> str:
+    return f"serviceAccount:{email}"
+
+
+def _lacking(policy: Mapping[str, Any], member: str, roles: Mapping[str, set[str]]) -> list[str]:
+    """The ``roles`` that ``member`` has neither themselves nor through one that holds them."""
+    has = {binding["role"] for binding in policy.get("bindings", []) if member in binding.get("members", [])}
+    return [role for role, others in roles.items() if role not in has and not others & has]

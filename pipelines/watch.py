@@ -1,0 +1,240 @@
+"""Follow a run on Vertex to its end: the states of its steps as they change, then the verdict.
+
+    python -m pipelines.watch --run himari-training-…            (make watch-pipeline RUN=…)
+    python -m pipelines.watch --run himari-training-… --cancel   (make cancel-pipeline RUN=…)
+
+0 for a run that succeeded, whatever the verdict; 1 for one that failed, was cancelled, or goes on after all patience;
+2 for a wrong argument or no answer; 130 after Ctrl-C, which stops the watching and not the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from google.cloud import aiplatform_v1 as v1
+
+from layer3 import storage
+from layer3.errors import ConfigurationError, HimariError, PipelineError
+from pipelines import console, job
+from pipelines.conclusion import verdict_lines
+from serving.cloud import CLOUD, Cloud, load_cloud
+from serving.vertex import SECONDS, asked, client
+
+__all__ = ["HOURS", "conclude", "main", "pipeline_client", "watch"]
+
+#: A run that has not ended after this long is no longer waited for.
+HOURS: Final = 12.0
+#: Seconds between two looks: short at first, when an error shows, then longer.
+_FIRST_LOOK: Final = 1.0
+_LONGEST_LOOK: Final = 15.0
+_COLOURS: Final = {"FAILED": "red", "RUNNING": "cyan", "SUCCEEDED": "green", "CACHED": "green", "CANCELLED": "red"}
+
+Show = Callable[[v1.PipelineJob], None]
+
+
+def pipeline_client(cloud: Cloud) -> Any:
+    """Vertex's service of pipelines."""
+    return client(v1.PipelineServiceClient, cloud)
+
+
+def name_of(cloud: Cloud, run_id: str) -> str:
+    """The full name of a run."""
+    return f"{cloud.parent}/pipelineJobs/{run_id}"
+
+
+def watch(
+    pipelines: Any,
+    name: str,
+    show: Show,
+    *,
+    hours: float = HOURS,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> v1.PipelineJob:
+    """Look at the run ``name`` until it has ended, and show it after every look; how it ended.
+
+    Raises
+    ------
+    PipelineError : it has not ended after ``hours``
+    SourceError, RefusedError : Vertex does not answer, or refuses
+    """
+    deadline, pause = clock() + hours * 3600.0, _FIRST_LOOK
+    while True:
+        run = asked("look at the run", lambda: pipelines.get_pipeline_job(name=name, timeout=SECONDS), sleep=sleep)
+        show(run)
+        if job.ended(run):
+            return run
+        if clock() >= deadline:
+            raise PipelineError(f"run {job.run_id_of(run)} is {job.state_of(run)} after {hours:g} hours, and goes on")
+        sleep(pause)
+        pause = min(pause * 1.3, _LONGEST_LOOK)
+
+
+@contextmanager
+def shown(live: bool) -> Iterator[Show]:
+    """A table that changes in place on a terminal, else a line for every change."""
+    if not live:
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(), auto_refresh=False, vertical_overflow="visible") as display:
+        yield lambda run: display.update(_table(run), refresh=True)
+
+
+class _Lines:
+    """Prints a step's line when its state has changed."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, tuple[str, int]] = {}
+
+    def __call__(self, run: v1.PipelineJob) -> None:
+        state = job.state_of(run)
+        if self._said.get("") != (state, 0):
+            self._said[""] = (state, 0)
+            print(f"run {state}", flush=True)
+        found = job.steps(run)
+        for number, step in enumerate(found, start=1):
+            if step.state != "PENDING" and self._said.get(step.name) != (step.state, step.done):
+                self._said[step.name] = (step.state, step.done)
+                print(f"[{number}/{len(found)}] {step.display_name:<26} {step.state:<10} {_time(step)}".rstrip())
+        sys.stdout.flush()
+
+
+def _table(run: v1.PipelineJob) -> Any:
+    from rich.table import Table
+
+    table = Table(title=f"{job.run_id_of(run)}: {job.state_of(run)}", title_justify="left", box=None)
+    for heading in ("", "step", "state", "time"):
+        table.add_column(heading)
+    for number, step in enumerate(job.steps(run), start=1):
+        table.add_row(str(number), step.display_name, step.state, _time(step), style=_COLOURS.get(step.state, ""))
+    return table
+
+
+def _time(step: job.StepState) -> str:
+    seconds = "" if step.seconds is None else f"{step.seconds:.0f} s"
+    return f"{seconds} {step.done}/{step.tasks}".strip() if step.tasks > 1 else seconds
+
+
+def conclude(cloud: Cloud, run: v1.PipelineJob) -> int:
+    """Write the run's record into the store and tell how it ended; the command's exit code."""
+    record = job.manifest(run)
+    run_id = record["run_id"]
+    uri = storage.join(cloud.store, "runs", run_id, "manifest.json")
+    storage.write_bytes(uri, (json.dumps(record, allow_nan=False, ensure_ascii=False, indent=1) + "\n").encode())
+    print()
+    if record["verdict"]:
+        print("\n".join(verdict_lines(record["verdict"])))
+        print()
+    if record["status"] != "SUCCEEDED":
+        print(f"run {run_id} {record['status']}: {record['error'] or 'Vertex says no more'}", file=sys.stderr)
+        for step in record["steps"]:
+            if step["status"] == "FAILED":
+                print(f"step {step['display_name']!r} failed: {step['error'] or 'see its log'}", file=sys.stderr)
+        print(f"  logs    {console.links(cloud, run_id)['run']}", file=sys.stderr)
+        print(
+            "What serves is unchanged unless the failed step says otherwise (`make release-status`). Correct the cause "
+            "and run the same again: steps that succeeded come from the cache.",
+            file=sys.stderr,
+        )
+        return 1
+    if record["released"]:
+        there = f"STORE={shlex.quote(cloud.store)}"
+        print(f"RELEASED {record['released']['model_id']}: `make rollback {there}` takes it back.")
+    else:
+        print("REJECTED: nothing was released; what serves is unchanged.")
+    if record["synthetic"]:
+        print("SYNTHETIC market: this run shows that the workflow works, and says nothing about real trading.")
+    print(f"\nRun in {record['seconds']:.0f} s; record {uri}")
+    return 0
+
+
+def follow(cloud: Cloud, run_id: str, file: str, *, hours: float = HOURS) -> int:
+    """Watch the run to its end and tell how it ended, or how to go on where it was not seen; the exit code."""
+    try:
+        with shown(sys.stdout.isatty()) as show:
+            run = watch(pipeline_client(cloud), name_of(cloud, run_id), show, hours=hours)
+        return conclude(cloud, run)
+    except KeyboardInterrupt:
+        print(f"\nstopped watching; {_goes_on(run_id, file)}", file=sys.stderr)
+        return 130
+    except PipelineError as error:
+        print(f"\n{error}; {_goes_on(run_id, file)}", file=sys.stderr)
+        return 1
+    except HimariError as error:
+        print(f"\n{error}\n{_goes_on(run_id, file)}", file=sys.stderr)
+        return 2
+
+
+def _goes_on(run_id: str, file: str) -> str:
+    return (
+        f"whatever happens to run {run_id} happens without this terminal:\n"
+        f"  follow it  {console.watch_command(run_id, file)}\n"
+        f"  stop it    {console.cancel_command(run_id, file)}"
+    )
+
+
+def cancel(cloud: Cloud, run_id: str) -> int:
+    """Ask Vertex to stop the run."""
+    from google.api_core.exceptions import NotFound
+
+    pipelines, name = pipeline_client(cloud), name_of(cloud, run_id)
+    try:
+        run = asked("look at the run", lambda: pipelines.get_pipeline_job(name=name, timeout=SECONDS))
+        if job.ended(run):
+            print(f"run {run_id} has ended already: {job.state_of(run)}")
+            return 0
+        asked("cancel the run", lambda: pipelines.cancel_pipeline_job(name=name, timeout=SECONDS))
+    except NotFound as error:
+        raise _unknown(cloud, run_id) from error
+    print(f"run {run_id} is being cancelled; what serves is unchanged unless it was releasing: `make release-status`")
+    return 0
+
+
+def _unknown(cloud: Cloud, run_id: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"there is no run {run_id} in {cloud.parent}: see https://console.cloud.google.com/vertex-ai/pipelines/runs"
+        f"?project={cloud.project}"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    from google.api_core.exceptions import NotFound
+
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.watch", description="Follow a run on Vertex, or stop it."
+    )
+    parser.add_argument("--run", required=True, help="the run's id")
+    parser.add_argument("--cloud", default=str(CLOUD), metavar="FILE", help="which cloud (%(default)s)")
+    parser.add_argument("--hours", type=float, default=HOURS, help="longest to wait (%(default)g)")
+    parser.add_argument("--cancel", action="store_true", help="stop the run")
+    chosen = parser.parse_args(arguments)
+    try:
+        cloud = load_cloud(Path(chosen.cloud))
+        cloud.use_storage()
+        if not chosen.run:
+            raise ConfigurationError("which run? RUN=<run id>, as `make run-pipeline` printed it")
+        if chosen.cancel:
+            return cancel(cloud, chosen.run)
+        return follow(cloud, chosen.run, chosen.cloud, hours=chosen.hours)
+    except NotFound:
+        print(f"watch: {_unknown(cloud, chosen.run)}", file=sys.stderr)
+        return 2
+    except HimariError as error:
+        print(f"watch: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
