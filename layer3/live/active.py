@@ -47,12 +47,13 @@ def prepare(
     config: Layer3Config,
     make: Connect,
     rng: np.random.Generator,
+    timer: Callable[[], float],
     before: Active | None,
     instead: Multipliers | None = None,
 ) -> Active:
     """Everything that ``config`` asks for, taking over from ``before`` the client and the breaker if they can stay.
 
-    ``instead`` is asked in the place of all that ``config`` names.
+    ``rng`` and ``timer`` (seconds) are the breaker's; ``instead`` is asked in the place of all that ``config`` names.
 
     Raises
     ------
@@ -72,7 +73,7 @@ def prepare(
     if before is not None and before.breaker is not None and _call(before.config) == _call(config):
         breaker, client = before.breaker, before.client
     else:
-        breaker = CircuitBreaker(config.breaker, rng=rng)
+        breaker = CircuitBreaker(config.breaker, clock=timer, rng=rng)
         breaker.listeners.append(_say)
         client = make(config, breaker)
     sources = Sources(client, local, missing, policy.fallback_multiplier)

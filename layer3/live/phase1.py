@@ -73,7 +73,7 @@ class Layer3Phase1:
     Parameters
     ----------
     config : checked when it was made (:func:`layer3.live.configuration.load_config`)
-    clock : UTC nanoseconds; timer : seconds, for latencies
+    clock : UTC nanoseconds; timer : seconds, for latencies and the breaker
     connect : makes the client of the served policy
     multipliers : is asked instead of every policy that a configuration names, for a replay
     assigner : an experiment that says whose size each signal gets (:class:`layer3.ab.live.LiveExperiment`)
@@ -118,7 +118,7 @@ class Layer3Phase1:
         self.observers: list[Observer] = []
         self.counters: Counter[str] = Counter()
         self.kill_switch = KillSwitch()
-        self._active = prepare(config, connect, self._rng, None, multipliers)
+        self._active = prepare(config, connect, self._rng, timer, None, multipliers)
         self._aim_kill_switch()
         if config.risk.kill_signal:
             self.kill_switch.listen()
@@ -236,7 +236,7 @@ class Layer3Phase1:
         ------
         As the constructor.
         """
-        active = prepare(config, self._connect, self._rng, self._active, self._multipliers)
+        active = prepare(config, self._connect, self._rng, self._timer, self._active, self._multipliers)
         with self._lock:
             before, self._active = self._active, active
             if (config.chain, config.market) != (before.config.chain, before.config.market):

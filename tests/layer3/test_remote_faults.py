@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import select
-import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -17,6 +13,7 @@ from layer3.errors import CircuitOpenError, ContractError, HimariError, RefusedE
 from layer3.remote import PolicyClient
 from tests.fakes.breaker_model import BreakerModel
 from tests.fakes.policy_server import BEHAVIOURS, GONE, PolicyServer
+from tests.fakes.timing import noise
 
 STATE = np.zeros(16)
 #: What never ends by itself within the budget of these tests.
@@ -31,33 +28,6 @@ def kind_of(how: str) -> type[HimariError] | None:
     if how in ANSWERED:
         return None
     return RefusedError if how in REFUSED else ContractError if how == "another_contract" else SourceError
-
-
-@contextmanager
-def noise(seconds: float, threads: int) -> Iterator[list[float]]:
-    """How late this machine and this interpreter are to end a plain wait of ``seconds``, meanwhile."""
-    late: list[float] = []
-    over = threading.Event()
-
-    def wait() -> None:
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            poll = select.poll()
-            poll.register(ours, select.POLLIN)
-            while not over.is_set():
-                start = time.monotonic()
-                poll.poll(seconds * 1e3)
-                late.append(time.monotonic() - start - seconds)
-
-    waiting = [threading.Thread(target=wait) for _ in range(threads)]
-    for thread in waiting:
-        thread.start()
-    try:
-        yield late
-    finally:
-        over.set()
-        for thread in waiting:
-            thread.join()
 
 
 def ask_from_threads(client: PolicyClient, threads: int, calls: int) -> tuple[list[HimariError | None], list[float]]:
