@@ -8,7 +8,7 @@ from typing import Any, Final
 from layer3 import contract
 from serving.vertex import label
 
-__all__ = ["run_labels"]
+__all__ = ["data_label", "run_labels"]
 
 #: Of a sha256, which has one character more than a label may have.
 _DIGEST: Final = 40
@@ -24,6 +24,11 @@ def run_labels(code: Mapping[str, Any], *, data: str, data_version: str) -> dict
     return {
         "git_commit": label(f"{commit}-dirty" if code["git"]["dirty"] else commit),
         "source": code["source_sha256"][:_DIGEST],
-        "data": label(data_version if data_version and data_version != "newest" else data)[:_DIGEST],
+        "data": data_label(data, data_version),
         "contract": label(contract.VERSION),
     }
+
+
+def data_label(data: str, data_version: str) -> str:
+    """The version as a label, or the data's name where the version is none, or what there will be."""
+    return label(data_version if data_version and data_version != "newest" else data)[:_DIGEST]

@@ -41,7 +41,7 @@ from serving.experiments import link_run
 from serving.platforms.target import Target
 from serving.vertex import SECONDS, asked, place_of, said_of
 
-__all__ = ["Request", "main", "parameters_of", "submit", "uploaded"]
+__all__ = ["Request", "add_request_options", "main", "parameters_of", "prepared", "submit", "uploaded"]
 
 #: Groups of folds, each on a machine of its own.
 _GROUPS: Final = 6
@@ -209,20 +209,30 @@ def _refuse_unknown(spec: Mapping[str, Any], parameters: Mapping[str, Any], path
         raise ConfigurationError(f"{path} knows no parameter {', '.join(strange)}: run `make compile`")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.submit", description="Run the pipeline on Vertex AI.")
+def add_request_options(parser: argparse.ArgumentParser) -> None:
+    """Give ``parser`` the options that :func:`prepared` reads."""
     add_options(parser, folds=18, fold_seeds=5)
     parser.add_argument("--cloud", default=str(CLOUD), metavar="FILE", help="which cloud (%(default)s)")
     parser.add_argument("--spec", type=Path, default=ROOT / "build" / "training.yaml", help="the compiled pipeline")
     parser.add_argument("--prices", type=Path, default=ROOT / "config" / "prices.yaml", help="what the cloud costs")
     parser.add_argument("--max-cost", type=float, metavar="USD", help="most that it may cost (the configuration's)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.submit", description="Run the pipeline on Vertex AI.")
+    add_request_options(parser)
     parser.add_argument("--wait", action="store_true", help="watch it to its end")
     parser.add_argument("--hours", type=float, default=HOURS, help="longest to watch (%(default)g)")
     return parser
 
 
-def _submit(options: argparse.Namespace) -> tuple[Cloud, str]:
-    """Everything up to the run that has begun."""
+def prepared(options: argparse.Namespace) -> tuple[Cloud, Request]:
+    """The cloud, and the run as it may be submitted there: nothing is missing, and it is not too dear.
+
+    Raises
+    ------
+    HimariError : something is missing, wrong or too dear; the message has the remedy
+    """
     cloud = load_cloud(Path(options.cloud))
     cloud.use_storage()
     most = cloud.max_cost_usd if options.max_cost is None else options.max_cost
@@ -240,9 +250,15 @@ def _submit(options: argparse.Namespace) -> tuple[Cloud, str]:
     labels = run_labels(provenance(ROOT), data=chosen["data"], data_version=chosen["data_version"])
     parameters = parameters_of(cloud, images, uploaded(cloud, chosen))
     _refuse_unknown(spec, parameters, options.spec)
-    run_id, already = submit(cloud, Request(spec, parameters, labels), options.spec.parent / "submitting")
+    return cloud, Request(spec, parameters, labels)
+
+
+def _submit(options: argparse.Namespace) -> tuple[Cloud, str]:
+    """Everything up to the run that has begun."""
+    cloud, request = prepared(options)
+    run_id, already = submit(cloud, request, options.spec.parent / "submitting")
     print(f"run        {run_id}{' (had begun already; not started twice)' if already else ''}")
-    for name, value in labels.items():
+    for name, value in request.labels.items():
         print(f"  {name:<11}{value}")
     for name, address in console.links(cloud, run_id).items():
         print(f"{name:<10} {address}")
