@@ -10,14 +10,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
-from layer3 import contract, storage
-from layer3.agent.policy import PARITY, Policy
+from layer3 import storage
 from layer3.errors import ReleaseError
 from serving.settings import EXIT_WITH_STDIN
 
@@ -41,9 +39,7 @@ _NOT_INHERITED: Final = frozenset(
 )
 _ROOT: Final = Path(__file__).resolve().parents[1]
 _ASK_SECONDS: Final = 5.0
-_POLL_SECONDS: Final = 0.05
 _STOP_SECONDS: Final = 10.0
-_DEATH_SECONDS: Final = 0.5
 _TAIL: Final = 2000
 
 
@@ -71,90 +67,23 @@ class Candidate:
         except ValueError:
             return response.status, {"detail": raw[:200].decode(errors="replace")}
 
-    def require_alive(self) -> None:
-        """Raise a ReleaseError with the end of its log if the process has ended."""
+    @property
+    def where(self) -> str:
+        return f"port {self.port}"
+
+    def require_alive(self, patience_seconds: float = 0.0) -> None:
+        """Raise a ReleaseError with the end of its log if the process has ended, or ends within the patience."""
+        if patience_seconds:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(patience_seconds)
         status = self.process.poll()
         if status is not None:
-            raise ReleaseError(
-                f"the candidate's server ended with status {status}; the end of its log:\n{self._tail()}"
-            )
+            raise ReleaseError(f"the candidate's server ended with status {status}; {self.log_tail()}")
 
-    def wait_until_ready(self, policy: Policy, seconds: float) -> None:
-        """Wait until ``/health`` says that ``policy`` serves; give up at once when it cannot any more."""
-        deadline = time.monotonic() + seconds
-        while True:
-            self.require_alive()
-            try:
-                status, body = self.ask("GET", "/health")
-            except (OSError, http.client.HTTPException) as error:
-                last = f"no answer ({error})"
-            else:
-                if status == 200:
-                    self._require_identity(policy, body)
-                    return
-                last = f"HTTP {status}: {body.get('reason') or body}" if isinstance(body, dict) else f"HTTP {status}"
-                if isinstance(body, dict) and body.get("status") == "unavailable":
-                    raise ReleaseError(f"the candidate's server cannot load the model: {body.get('reason')}")
-            if time.monotonic() > deadline:
-                raise ReleaseError(
-                    f"the candidate's server was not ready within {seconds:g} s; last: {last}; "
-                    f"the end of its log:\n{self._tail()}"
-                )
-            time.sleep(_POLL_SECONDS)
-
-    def predict(self, policy: Policy, state: Sequence[float]) -> tuple[float, float]:
-        """Multiplier and confidence that the process answers to ``state``; a ReleaseError if it is no such answer."""
-        try:
-            status, body = self.ask("POST", "/predict", {"state": list(state)})
-        except (OSError, http.client.HTTPException) as error:
-            # A dying process drops its connections a moment before its status can be read.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(_DEATH_SECONDS)
-            self.require_alive()
-            raise ReleaseError(f"/predict gave no answer: {error!r}") from error
-        if status != 200:
-            detail = body.get("detail", body) if isinstance(body, dict) else body
-            raise ReleaseError(f"/predict answered HTTP {status}: {detail}")
-        try:
-            multiplier, confidence = float(body["position_multiplier"]), float(body["confidence"])
-            version = body["model_version"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ReleaseError(f"/predict answered {body!r}, which lacks what the API promises ({error!r})") from error
-        if version != policy.model_id:
-            raise ReleaseError(f"/predict was answered by model {version!r}, expected {policy.model_id}")
-        in_range = contract.MULTIPLIER_LOW <= multiplier <= contract.MULTIPLIER_HIGH and 0.0 <= confidence <= 1.0
-        if not in_range:
-            raise ReleaseError(f"/predict answered multiplier {multiplier}, confidence {confidence}: out of range")
-        return multiplier, confidence
-
-    def check_parity(self, policy: Policy) -> float:
-        """Largest difference to the golden pairs over HTTP; a ReleaseError above ``PARITY``."""
-        worst = 0.0
-        for index, pair in enumerate(policy.manifest["golden"]):
-            answers = self.predict(policy, pair["state"])
-            for name, got in zip(("multiplier", "confidence"), answers, strict=True):
-                difference = abs(got - float(pair[name]))
-                if not difference <= PARITY:
-                    raise ReleaseError(
-                        f"golden pair {index}: the served {name} is {got!r}, training said {pair[name]!r} "
-                        f"(allowed difference {PARITY:.0e}): what serves is not the network that was trained"
-                    )
-                worst = max(worst, difference)
-        self.require_alive()
-        return worst
-
-    def _require_identity(self, policy: Policy, body: Any) -> None:
-        found = (body.get("model_version"), body.get("contract")) if isinstance(body, dict) else body
-        if found != (policy.model_id, contract.VERSION):
-            raise ReleaseError(
-                f"port {self.port} is answered by {found!r}, expected model {policy.model_id} under contract "
-                f"{contract.VERSION}: another server holds the port, or the wrong model was loaded"
-            )
-
-    def _tail(self) -> str:
+    def log_tail(self) -> str:
         self.output.seek(0, os.SEEK_END)
         self.output.seek(max(0, self.output.tell() - _TAIL))
-        return self.output.read().decode(errors="replace").strip() or "(nothing)"
+        return f"the end of its log:\n{self.output.read().decode(errors='replace').strip() or '(nothing)'}"
 
 
 @contextlib.contextmanager

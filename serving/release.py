@@ -1,51 +1,42 @@
 """Put a candidate into service, or leave the champion untouched and say why.
 
-    verify -> store -> start -> health -> smoke -> parity -> stop -> switch
+    verify -> store -> the platform's own steps, of which the last that matters switches the channel
 
-The candidate's own server runs beside the champion's on a loopback port and answers all golden
-pairs over HTTP before the channel file is switched, in one atomic write, as the very last step.
-A crash at any point therefore leaves the champion serving, and the same command finishes the job.
+On this machine (:mod:`serving.platforms.local`) the candidate's own server runs beside the champion's on a
+loopback port and answers all golden pairs over HTTP before the channel file is switched. On Cloud Run
+(:mod:`serving.platforms.cloud_run`) it is a revision without traffic that gets its share step by step. On both,
+the channel is written once, over the version that was read. A crash at any point before that leaves the champion
+recorded, and the same command, run again, first puts right what was left behind and then finishes the job.
 
     python -m serving.release promote --candidate runs/<run id>/policy --store .
+    python -m serving.release promote --candidate runs/<run id>/policy --cloud config/cloud.yaml
     python -m serving.release rollback --store .
-    python -m serving.release status --store .
+    python -m serving.release status --cloud config/cloud.yaml
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from layer3 import storage
 from layer3.agent.policy import Policy
 from layer3.champion import CHANNEL, Champion, Channel, load_folder, model_folder, read
-from layer3.errors import HimariError, ReleaseError
-from serving import candidate as beside
+from layer3.errors import ConfigurationError, HimariError
 from serving import channels
 from serving.models import store_policy
+from serving.platforms.local import Local
+from serving.platforms.protocol import Platform, Progress, Step
+from serving.platforms.target import Target
 
-__all__ = ["HEALTH_SECONDS", "Release", "Step", "main", "release"]
-
-#: Seconds that the candidate's server may take to load its model and pass its self-test.
-HEALTH_SECONDS: Final = 60.0
-_HINT: Final = "a server that is already running keeps its model until it is restarted"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One finished step of a release and how many seconds it took."""
-
-    name: str
-    seconds: float
-    detail: str
+__all__ = ["Release", "connect", "main", "release", "rollback"]
 
 
 @dataclass(frozen=True)
@@ -71,17 +62,15 @@ def release(
     *,
     store: str,
     run_id: str,
-    port: int | None = None,
-    health_seconds: float = HEALTH_SECONDS,
+    platform: Platform | None = None,
     patience_seconds: float = 0.0,
-    command: Sequence[str] = beside.SERVER,
     now: Callable[[], datetime] = channels.utc_now,
     clock: Callable[[], float] = time.monotonic,
     log: Callable[[str], None] = lambda line: None,
 ) -> Release:
     """Release the policy folder ``candidate`` into ``store`` (a local folder or ``gs://…``).
 
-    ``port`` is the candidate's loopback port (a free one by default), ``now`` dates the release,
+    ``platform`` is where it is to serve (this machine by default), ``now`` dates the release,
     ``clock`` (seconds) times its steps, ``log`` gets a line as each step begins and ends.
     A candidate that already serves is left alone, and the answer says so. Another release into the
     store is waited for at most ``patience_seconds``.
@@ -90,73 +79,59 @@ def release(
     ------
     ReleaseError : a step failed; the message names it, why, and that the champion still serves
     """
+    place = platform or Local()
     with channels.exclusive(store, patience_seconds=patience_seconds):
         present = read(store)
-        progress = _Progress(present, clock, log)
+        progress = Progress(present, clock, log)
         with progress.step("verify"):
             policy = load_folder(str(candidate))
             progress.detail = f"model {policy.model_id}, contract {policy.manifest['contract']}"
         progress.model_id = policy.model_id
-        if present is not None and _serves(store, present, policy):
+        place.settle(present, progress)
+        if present is not None and _serves(store, present, policy) and place.serves(present.champion):
             log(f"model {policy.model_id} already serves since {present.champion.released_at}: nothing to do")
             return _report("already serving", present, run_id, store, progress)
         with progress.step("store"):
             stored = store_policy(candidate, store)
             progress.detail = f"{'copied to' if stored.copied else 'already at'} {stored.uri}"
-        _try_out(stored.policy, stored.uri, port, health_seconds, command, progress)
-        with progress.step("switch"):
+
+        def switch() -> Channel:
             champion = _champion(policy, run_id, now())
             published = channels.publish(store, champion, expected=present)
             progress.detail = f"{storage.join(store, *CHANNEL)} names {champion.model_id}"
+            return published
+
+        published = place.roll_out(stored, progress, switch)
     return _report("released", published, run_id, store, progress)
 
 
-class _Progress:
-    """Times the steps and turns what stops one into a ReleaseError that names it."""
+def rollback(
+    store: str,
+    *,
+    platform: Platform | None = None,
+    now: Callable[[], datetime] = channels.utc_now,
+    log: Callable[[str], None] = lambda line: None,
+) -> Channel:
+    """Let the model before the champion serve again; where a release was cut short, let the champion serve alone.
 
-    def __init__(self, present: Channel | None, clock: Callable[[], float], log: Callable[[str], None]) -> None:
-        self._present = present
-        self._clock = clock
-        self._log = log
-        self.steps: list[Step] = []
-        self.model_id = "the candidate"
-        self.detail = ""
+    The record is written first and the platform follows it: whatever stops this half-way, the same command
+    finishes it.
 
-    @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        self.detail = ""
-        self._log(f"{name} …")
-        began = self._clock()
-        try:
-            yield
-        except (HimariError, OSError) as error:
-            untouched = (
-                f"{self._present.champion.model_id} still serves" if self._present else "nothing serves, as before"
-            )
-            raise ReleaseError(f"{self.model_id} was not released: step {name!r}: {error}. {untouched}.") from error
-        seconds = self._clock() - began
-        self.steps.append(Step(name, round(seconds, 4), self.detail))
-        self._log(f"{name} ok, {seconds:.2f} s{': ' if self.detail else ''}{self.detail}")
-
-
-def _try_out(
-    policy: Policy, uri: str, port: int | None, health_seconds: float, command: Sequence[str], progress: _Progress
-) -> None:
-    """Start the candidate's server, ask it everything, and stop it."""
-    with contextlib.ExitStack() as stack:
-        with progress.step("start"):
-            server = stack.enter_context(beside.running(uri, port, command))
-            progress.detail = f"process {server.process.pid} on port {server.port}"
-        with progress.step("health"):
-            server.wait_until_ready(policy, health_seconds)
-        with progress.step("smoke"):
-            multiplier, confidence = server.predict(policy, policy.manifest["golden"][0]["state"])
-            progress.detail = f"multiplier {multiplier:.4f}, confidence {confidence:.4f}"
-        with progress.step("parity"):
-            worst = server.check_parity(policy)
-            progress.detail = f"{len(policy.manifest['golden'])} golden pairs, largest difference {worst:.1e}"
-        with progress.step("stop"):
-            stack.close()
+    Raises
+    ------
+    ReleaseError : nothing serves, there is no model to go back to, or it does not prove itself
+    """
+    place = platform or Local()
+    present = read(store)
+    if present is not None and (found := place.halfway(present)) is not None:
+        log(f"{found}: putting {present.champion.model_id} back, run it again to go back further")
+        place.settle(present, Progress(present, time.monotonic, log))
+        return present
+    channel = channels.rollback(store, now=now, prove=place.prove)
+    progress = Progress(channel, time.monotonic, log)
+    progress.model_id, progress.done = channel.champion.model_id, True
+    place.settle(channel, progress)
+    return channel
 
 
 def _champion(policy: Policy, run_id: str, now: datetime) -> Champion:
@@ -182,7 +157,7 @@ def _serves(store: str, present: Channel, policy: Policy) -> bool:
 
 
 def _report(
-    outcome: Literal["released", "already serving"], channel: Channel, run_id: str, store: str, progress: _Progress
+    outcome: Literal["released", "already serving"], channel: Channel, run_id: str, store: str, progress: Progress
 ) -> Release:
     serving = channel.champion
     return Release(
@@ -208,45 +183,79 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _place(chosen: argparse.Namespace) -> tuple[str, Platform]:
+    """The store that was chosen, and the platform that follows it."""
+    if chosen.cloud is None:
+        return chosen.store, Local(port=getattr(chosen, "port", None))
+    from serving.cloud import load_cloud
+
+    cloud = load_cloud(chosen.cloud)
+    cloud.use_storage()
+    target = Target.of(cloud, allow_unauthenticated=getattr(chosen, "allow_unauthenticated", False))
+    return cloud.store, connect(target, cloud.store, log=_say)
+
+
+def connect(target: Target, store: str, *, log: Callable[[str], None]) -> Platform:
+    """The Cloud Run service that ``target`` describes, serving from ``store``.
+
+    Google's client is imported here and nowhere before: who releases on this machine needs none.
+
+    Raises
+    ------
+    ConfigurationError : the client is not installed, there are no credentials, or ``store`` is no bucket
+    """
+    try:
+        from serving.platforms.cloud_run import CloudRun
+    except ImportError as error:
+        raise ConfigurationError(
+            f"a release on Cloud Run needs an extra package ({error}): pip install 'himari[pipeline]'"
+        ) from error
+    return CloudRun.connect(target, store, log=log)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def _promote(chosen: argparse.Namespace) -> int:
-    done = release(
-        chosen.candidate,
-        store=chosen.store,
-        run_id=chosen.run_id,
-        port=chosen.port,
-        log=lambda line: print(line, file=sys.stderr, flush=True),
-    )
+    store, platform = _place(chosen)
+    done = release(chosen.candidate, store=store, run_id=chosen.run_id, platform=platform, log=_say)
     if chosen.json:
         print(json.dumps(done.to_json(), indent=2))
     elif done.outcome == "released":
         print(f"{done.model_id} serves now; a rollback returns to {done.previous or 'nothing: it is the first'}")
-        print(_HINT)
     else:
         print(f"{done.model_id} already serves: nothing was changed")
     return 0
 
 
 def _rollback(chosen: argparse.Namespace) -> int:
-    channel = channels.rollback(chosen.store)
-    left = channel.previous.model_id if channel.previous else "none"
-    print(f"{channel.champion.model_id} serves again; left {left} (another rollback returns to it)")
-    print(_HINT)
+    store, platform = _place(chosen)
+    channel = rollback(store, platform=platform, log=_say)
+    left = channel.history[0].replaced if channel.history[0].event == "rollback" else None
+    what = f"; left {left} (another rollback returns to it)" if left else ""
+    print(f"{channel.champion.model_id} serves again{what}")
     return 0
 
 
 def _status(chosen: argparse.Namespace) -> int:
-    channel = read(chosen.store)
+    store, platform = _place(chosen)
+    channel = read(store)
     if channel is None:
-        print(f"nothing serves in {chosen.store}: there is no {storage.join(chosen.store, *CHANNEL)} yet")
+        print(f"nothing serves in {store}: there is no {storage.join(store, *CHANNEL)} yet")
+        for line in platform.describe(None):
+            print(line)
         return 1
     serving = channel.champion
     print(f"champion  {serving.model_id}  since {serving.released_at}  run {serving.run_id}  {serving.contract}")
     print(f"previous  {channel.previous.model_id if channel.previous else 'none'}")
     for event in channel.history[:10]:
         print(f"  {event.at}  {event.event:<8}  {event.model_id}  replaced {event.replaced or 'nothing'}")
-    channels.load_model(storage.join(chosen.store, *CHANNEL))
+    channels.load_model(storage.join(store, *CHANNEL))
     print("the champion's files are whole and pass their self-test")
-    return 0
+    for line in platform.describe(channel):
+        print(line)
+    return 1 if platform.halfway(channel) else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -262,16 +271,21 @@ def _parser() -> argparse.ArgumentParser:
     promote.add_argument(
         "--port", type=int, default=None, help="loopback port of the trial server (default: a free one)"
     )
+    promote.add_argument(
+        "--allow-unauthenticated",
+        action="store_true",
+        help="on Cloud Run: switch IAM's check of callers off, the server then checks their ID tokens itself",
+    )
     promote.add_argument("--json", action="store_true", help="print the release and its steps as JSON")
     promote.set_defaults(run=_promote)
-    rollback = commands.add_parser("rollback", help="let the model before the champion serve again")
-    rollback.set_defaults(run=_rollback)
+    back = commands.add_parser("rollback", help="let the model before the champion serve again")
+    back.set_defaults(run=_rollback)
     status = commands.add_parser("status", help="show what serves, what came before, and whether its files are whole")
     status.set_defaults(run=_status)
-    for command in (promote, rollback, status):
-        command.add_argument(
-            "--store", required=True, help="root of models/ and channels/: a folder or gs://bucket/path"
-        )
+    for command in (promote, back, status):
+        where = command.add_mutually_exclusive_group(required=True)
+        where.add_argument("--store", help="this machine: root of models/ and channels/, a folder or gs://bucket/path")
+        where.add_argument("--cloud", type=Path, metavar="FILE", help="Cloud Run: a file like config/cloud.yaml")
     return parser
 
 

@@ -23,6 +23,7 @@ from layer3.champion import read
 from layer3.errors import ReleaseError
 from serving import candidate as beside
 from serving import channels
+from serving.platforms.local import Local
 from serving.release import main, release
 from tests.fakes.gcs import FakeGcs
 from tests.serving.support import (
@@ -126,7 +127,7 @@ def test_beside_a_serving_champion(store: Path, candidate: Path) -> None:
     with serving_process(MODEL_URI=str(store / "channels" / "production.json")) as server:
         server.client.wait_for_health("ready", process=server.process)
         with pytest.raises(ReleaseError, match=rf"port {server.client.port} on 127.0.0.1 cannot be used"):
-            release(candidate, store=str(store), run_id="r", port=server.client.port)
+            release(candidate, store=str(store), run_id="r", platform=Local(port=server.client.port))
         release(candidate, store=str(store), run_id="r")
         assert server.client.health().body["model_version"] == old
     with serving_process(MODEL_URI=str(store / "channels" / "production.json")) as server:
@@ -157,7 +158,7 @@ def refuse(store: Path, candidate: Path, step: str, said: str, **options: Any) -
     old, before = champion(store), snapshot(store, "channels")
     kept = snapshot(store, f"models/{old}")
     with pytest.raises(ReleaseError, match=f"(?s)step '{step}': .*{said}.*{old} still serves") as caught:
-        release(candidate, store=str(store), run_id="r", **options)
+        release(candidate, store=str(store), run_id="r", platform=Local(**options))
     assert "was not released" in str(caught.value)
     assert snapshot(store, "channels") == before
     assert snapshot(store, f"models/{old}") == kept
@@ -214,7 +215,7 @@ def test_a_taken_port(store: Path, candidate: Path) -> None:
     ("way", "step", "said"),
     [
         ("mute", "health", "not ready within 0.7 s; last: HTTP 503: still thinking"),
-        ("stranger", "health", "answered by .*20200101-someone.*another server holds the port"),
+        ("stranger", "health", "answered by .*20200101-someone.*another server holds the address"),
         ("garbage", "smoke", "lacks what the API promises"),
         ("failing", "smoke", "/predict answered HTTP 500"),
         ("out-of-range", "smoke", "multiplier 3.0.*out of range"),
@@ -273,10 +274,10 @@ def test_killed_at_any_step_the_champion_serves_and_the_same_command_finishes(
 ) -> None:
     port = free_port()
     program = (
-        "import os, signal, sys; from pathlib import Path; from serving.release import release\n"
+        "import os, signal, sys; from pathlib import Path; from serving.release import Local, release\n"
         "def log(line):\n"
         f"    if line.startswith('{step} …'): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "release(Path(sys.argv[1]), store=sys.argv[2], run_id='r', port=int(sys.argv[3]), log=log)\n"
+        "release(Path(sys.argv[1]), store=sys.argv[2], run_id='r', platform=Local(int(sys.argv[3])), log=log)\n"
     )
     old, before = champion(store), snapshot(store, "channels")
     killed = subprocess.run(
@@ -289,7 +290,7 @@ def test_killed_at_any_step_the_champion_serves_and_the_same_command_finishes(
     while _answers(port):  # the orphan sees its standard input close
         assert time.monotonic() < deadline, "the candidate outlived its release"
         time.sleep(0.05)
-    done = release(candidate, store=str(store), run_id="r", port=port)
+    done = release(candidate, store=str(store), run_id="r", platform=Local(port=port))
     assert (done.outcome, done.previous, champion(store)) == ("released", old, done.model_id)
 
 

@@ -1,0 +1,102 @@
+"""The Cloud Run service that a release goes to: how big, as whom, from which image. Plain data, checked when built."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Final
+
+from layer3 import settings
+from layer3.errors import ConfigurationError
+from serving.cloud import Cloud, Endpoints
+
+__all__ = ["Target"]
+
+_PINNED: Final = re.compile(r"[\w.\-/:]+@sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One Cloud Run service.
+
+    ``image`` is pinned by digest; it may be empty where no revision will be made (status, a rollback).
+    ``window_seconds`` is how long each step of the canary is watched. Cloud Monitoring shows what happened about
+    three minutes later, so that a shorter window is judged by the release's own questions alone.
+    ``allow_unauthenticated`` switches IAM's check of callers off. The server then asks for ID tokens itself.
+    """
+
+    project: str = ""
+    region: str = ""
+    service: str = ""
+    service_account: str = ""
+    image: str = ""
+    min_instances: int = 0
+    max_instances: int = 10
+    concurrency: int = 80
+    window_seconds: float = 300.0
+    allow_unauthenticated: bool = False
+    endpoints: Endpoints = field(default_factory=Endpoints)
+
+    def __post_init__(self) -> None:
+        settings.within(self, "min_instances", 0, 100, whole=True)
+        settings.within(self, "max_instances", max(1, self.min_instances), 100, whole=True)
+        settings.within(self, "concurrency", 1, 1000, whole=True)
+        settings.within(self, "window_seconds", 0.0, 86_400.0, open_low=True)
+        settings.true_or_false(self, "allow_unauthenticated")
+        if self.image and not _PINNED.fullmatch(self.image):
+            raise ConfigurationError(
+                f"Target.image is {self.image!r}; it must be pinned by digest, as name@sha256:<64 hex digits>: "
+                "a tag may name another image tomorrow"
+            )
+
+    @property
+    def parent(self) -> str:
+        """``projects/…/locations/…``."""
+        return f"projects/{self.project}/locations/{self.region}"
+
+    @property
+    def name(self) -> str:
+        """The service's full name."""
+        return f"{self.parent}/services/{self.service}"
+
+    @property
+    def cloud(self) -> Cloud:
+        """The same project as its configuration, for who we are there."""
+        return Cloud(project=self.project, region=self.region, service=self.service, endpoints=self.endpoints)
+
+    @classmethod
+    def of(cls, cloud: Cloud, *, image: str = "", allow_unauthenticated: bool = False) -> Target:
+        """The service of a cloud's configuration."""
+        return cls(
+            project=cloud.project,
+            region=cloud.region,
+            service=cloud.service,
+            service_account=cloud.serving_service_account,
+            image=image,
+            allow_unauthenticated=allow_unauthenticated,
+            endpoints=cloud.endpoints,
+        )
+
+    def to_json(self) -> str:
+        """As one line, for a pipeline's parameter."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Target:
+        """Read :meth:`to_json` back.
+
+        Raises
+        ------
+        ConfigurationError : not JSON, an unknown key, a wrong value, or no project, region, service or account
+        """
+        try:
+            said = json.loads(text)
+        except ValueError as error:
+            raise ConfigurationError(f"the target of the release is not JSON: {error}") from error
+        target = settings.build(cls(), said, "target")
+        for name in ("project", "region", "service", "service_account", "image"):
+            if not getattr(target, name):
+                raise ConfigurationError(f"target.{name} is missing: say where the model is to serve, and as whom")
+        return target
