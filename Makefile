@@ -52,15 +52,24 @@ REQUESTS = 10000
 TRIALS = 20
 JOBS = 2
 ASSETS = BTC,ETH,SOL
+# Of Vertex: which cloud, what every step runs on (the last build's images), training on spot machines, the most that a
+# run may cost in USD, and when a schedule runs.
+CLOUD = config/cloud.yaml
+IMAGE = $(wildcard build/images.json)
+CUSTOM_JOB =
+MAX_COST =
+CRON =
+SPEC = build/training$(if $(CUSTOM_JOB),-custom-job).yaml
+RUN_OPTIONS = --data="$$DATA" --symbol="$$SYMBOL" --seed="$$SEED" --steps="$$STEPS" --members="$$MEMBERS" --folds="$$FOLDS" --fold-seeds="$$FOLD_SEEDS" --fold-kind="$$FOLD_KIND" --override-name="$$OVERRIDE_NAME" --override-reason="$$OVERRIDE_REASON" $(if $(THRESHOLD),--threshold="$$THRESHOLD") $(if $(GATE),--gate="$$GATE") $(if $(SIZING),--sizing="$$SIZING")
 # Policies behind each number of an experiment; empty means the experiment's own default.
 SEEDS =
 # Where the images are kept: REGION-docker.pkg.dev/PROJECT/NAME.
 REPOSITORY =
 # Through the environment, so that no quote or space in a value can change a command.
 export DATA SYMBOL SEED STEPS MEMBERS FOLDS FOLD_SEEDS FOLD_KIND THRESHOLD GATE OVERRIDE_NAME OVERRIDE_REASON RUN REPOSITORY
-export STORE HOST PORT SIGNAL SIZING ENDPOINT TRIALS JOBS ASSETS SEEDS LAYER3 INPUT OUTPUT LOG CLOCK EXPERIMENT HTML REQUESTS URL N C
+export STORE HOST PORT SIGNAL SIZING ENDPOINT TRIALS JOBS ASSETS SEEDS LAYER3 INPUT OUTPUT LOG CLOCK EXPERIMENT HTML CLOUD IMAGE MAX_COST CRON REQUESTS URL N C
 
-.PHONY: help install compile run-local explain tune assets serve size run-layer3 replay ab-report cost rollback release-status test lint format types imports check bench bench-training bench-evaluation bench-serving probe prove-serving calibrate infra-tools lock audit pin-images images clean
+.PHONY: help install compile run-local schedule schedule-list schedule-pause schedule-resume schedule-delete explain tune assets serve size run-layer3 replay ab-report cost rollback release-status test lint format types imports check bench bench-training bench-evaluation bench-serving probe prove-serving calibrate infra-tools lock audit pin-images images clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,11 +89,28 @@ $(READY): pyproject.toml requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[pipeline,exchange,dev]'
 	@touch $(READY)
 
-compile: $(READY) ## compile the pipelines to build/*.yaml
-	@$(BIN)/python compile.py
+compile: $(READY) ## compile the pipelines to build/*.yaml (IMAGE=…@sha256:…, CUSTOM_JOB=1 for spot machines)
+	@$(BIN)/python compile.py $(if $(IMAGE),--image="$$IMAGE") $(if $(CUSTOM_JOB),--custom-job)
 
 run-local: compile ## run the compiled training pipeline on this machine
-	@$(BIN)/python -m pipelines.local --data="$$DATA" --symbol="$$SYMBOL" --seed="$$SEED" --steps="$$STEPS" --members="$$MEMBERS" --folds="$$FOLDS" --fold-seeds="$$FOLD_SEEDS" --fold-kind="$$FOLD_KIND" --store="$$STORE" --override-name="$$OVERRIDE_NAME" --override-reason="$$OVERRIDE_REASON" $(if $(THRESHOLD),--threshold="$$THRESHOLD") $(if $(GATE),--gate="$$GATE") $(if $(SIZING),--sizing="$$SIZING")
+	@$(BIN)/python -m pipelines.local $(RUN_OPTIONS) --store="$$STORE"
+
+schedule: FOLDS = 18
+schedule: FOLD_SEEDS = 5
+schedule: compile ## let Vertex run the pipeline at CRON="TZ=Etc/UTC 0 6 * * 1", each time on the newest data
+	@$(BIN)/python -m pipelines.schedule set --cron="$$CRON" --cloud="$$CLOUD" --spec="$(SPEC)" $(RUN_OPTIONS) $(if $(MAX_COST),--max-cost="$$MAX_COST")
+
+schedule-list: $(READY) ## the schedule and its next run
+	@$(BIN)/python -m pipelines.schedule list --cloud="$$CLOUD"
+
+schedule-pause: $(READY) ## let no more scheduled runs begin
+	@$(BIN)/python -m pipelines.schedule pause --cloud="$$CLOUD"
+
+schedule-resume: $(READY) ## let them begin again, without those that were missed
+	@$(BIN)/python -m pipelines.schedule resume --cloud="$$CLOUD"
+
+schedule-delete: $(READY) ## remove the schedule
+	@$(BIN)/python -m pipelines.schedule delete --cloud="$$CLOUD"
 
 explain: $(READY) ## a run's verdict in words (RUN=<run id>)
 	@$(BIN)/python -m pipelines.explain --run="$$RUN" --store="$$STORE"
