@@ -1,33 +1,46 @@
 """The model that this process serves: loaded beside the requests, verified, and swapped in one assignment.
 
-``MODEL_URI`` names a policy folder, which never changes, or a channel file, which is watched. A
-thread looks, loads, verifies and warms; the event loop only reads :attr:`Service.current`. What is
-new and bad is refused, what cannot be reached is waited for, and both are visible in
-:meth:`Service.status` while the model that serves goes on serving.
+``MODEL_URI`` names a policy folder, which never changes, or a channel file, which is looked at again and
+again. One thread looks, loads, verifies and warms; whoever answers requests only reads
+:attr:`Service.current`. What is offered and bad is refused, what cannot be reached is waited for; both are
+counted, logged once and shown by :meth:`Service.status`, and what serves goes on serving.
 """
 
 from __future__ import annotations
 
 import logging
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from http import HTTPStatus
+from math import ceil
+from pathlib import Path
 from typing import Any, Final
 
 from layer3 import contract, storage
 from layer3.agent.policy import Policy
 from layer3.champion import CHANNEL, Champion, Channel, load_champion, load_folder
-from layer3.errors import PolicyError, ReleaseError
+from layer3.errors import ConfigurationError, HimariError, PolicyError, ReleaseError, SourceError
 from serving.problems import Problem
 
-__all__ = ["Service", "Serving"]
+__all__ = ["Refusal", "Service", "Serving"]
 
-#: A failed attempt is made again after this many looks, then twice as many, up to the second number.
+#: What was refused is tried again after this many seconds at the latest.
 _LONGEST_PAUSE: Final = 60.0
+#: Seconds between two lines of the log that say that the source does not answer.
+_QUIET: Final = 60.0
+#: Answers that a new model gives before the first that counts.
+_WARMING: Final = 64
+#: Seconds that another thread may hold the interpreter while a request waits; by default they are 5 ms.
+_SWITCH: Final = 0.0005
+#: What /status tells of the data; where they came from may be somebody's path.
+_TRAINED_ON: Final = ("start", "end", "sha256", "interval_seconds")
+#: Before anything was offered.
+_NOTHING: Final = object()
 logger = logging.getLogger("serving")
 
 
@@ -45,20 +58,20 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True)
-class _Trouble:
-    """Why the last attempt failed, as one who calls may read it (``reason``) and as it is logged (``detail``)."""
+class Refusal:
+    """Why the last offer was refused: ``reason`` in a sentence, ``kind`` of error, ``at`` which time (ISO, UTC)."""
 
     reason: str
-    detail: str
+    kind: str
     at: str
-    model_version: str | None = None
 
 
 class Service:
     """One model, or the reason why there is none.
 
-    ``clock`` is monotonic seconds, ``wall`` seconds since 1970. :attr:`current` may be read from any
-    thread; nothing else here is meant for a hot path.
+    ``clock`` is monotonic seconds, ``wall`` seconds since 1970. :attr:`current` is None until a model
+    serves; it and the counters may be read from any thread. ``swaps`` counts models taken up in place of
+    another, ``refusals`` offers that were refused, ``unreachable`` looks that the source did not answer.
     """
 
     def __init__(
@@ -69,26 +82,26 @@ class Service:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.model_uri = model_uri
-        self.watch_seconds = watch_seconds
         self.current: Serving | None = None
         self.draining = False
         self.swaps = 0
         self.refusals = 0
         self.unreachable = 0
-        self.refused: _Trouble | None = None
-        self._loading = True
+        self.refused: Refusal | None = None
+        self._uri = model_uri
+        self._watches = model_uri.endswith(".json")
+        self._watch_seconds = watch_seconds
         self._clock, self._wall = clock, wall
         self._started = clock()
-        self._failures = 0
-        self._seen: object = None
+        self._absence = "the model is being loaded"
+        self._looked = False
+        self._taken: object = _NOTHING
+        self._offered: object = _NOTHING
+        self._attempts = 0
+        self._retry_at = 0.0
+        self._quiet_until = -_QUIET
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
-
-    @property
-    def watches(self) -> bool:
-        """Whether the model may change while the server runs."""
-        return self.model_uri.endswith(".json")
 
     @property
     def uptime(self) -> float:
@@ -96,13 +109,15 @@ class Service:
         return self._clock() - self._started
 
     def start(self) -> None:
-        """Begin to load, and to watch a channel, in a thread of its own."""
+        """Begin to load, and to look at a channel, in a thread of its own."""
+        # While a model is loaded its thread computes; a request that comes then waits for the interpreter.
+        sys.setswitchinterval(_SWITCH)
         # A daemon, because a bucket that never answers must not keep SIGTERM from ending the server.
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread = threading.Thread(target=self._follow, name="model", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Stop watching; a load under way is not waited for longer than a second."""
+        """Stop looking; a load under way is not waited for longer than a second."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join(1.0)
@@ -113,17 +128,17 @@ class Service:
 
     def require(self) -> Serving:
         """The model that serves, or a Problem 503 that says why there is none."""
-        serving = self.current
-        if serving is None:
-            raise Problem(
-                HTTPStatus.SERVICE_UNAVAILABLE, f"no model serves: {self._reason()}", headers={"Retry-After": "1"}
-            )
-        return serving
+        if (serving := self.current) is not None:
+            return serving
+        wait = str(ceil(self._watch_seconds) if self._looked else 1)
+        raise Problem(
+            HTTPStatus.SERVICE_UNAVAILABLE, f"no model serves: {self._absence}", headers={"Retry-After": wait}
+        )
 
     def health(self) -> tuple[HTTPStatus, dict[str, Any]]:
         """Status and body of /health."""
         serving = self.current
-        status = "ready" if serving else "loading" if self._loading else "unavailable"
+        status = "ready" if serving else "unavailable" if self._looked else "loading"
         body: dict[str, Any] = {
             "status": "draining" if self.draining else status,
             "model_version": serving.model_version if serving else None,
@@ -132,101 +147,161 @@ class Service:
         }
         if serving and not self.draining:
             return HTTPStatus.OK, body
-        reason = "the server is being stopped" if self.draining else self._reason()
+        reason = "the server is being stopped" if self.draining else self._absence
         return HTTPStatus.SERVICE_UNAVAILABLE, {**body, "reason": reason}
 
     def status(self) -> dict[str, Any]:
-        """Body of /status, without the requests that were counted elsewhere."""
+        """Body of /status, without the requests, which are counted elsewhere."""
         serving, refused = self.current, self.refused
         return {
             **self.health()[1],
-            "model": None
-            if serving is None
-            else {
-                "id": serving.model_version,
-                "sha256": serving.sha256,
-                "contract": contract.VERSION,
-                "members": serving.policy.members,
-                "trained_on": dict(serving.trained_on),
-                "released_at": serving.released_at,
-                "run_id": serving.run_id,
-                "loaded_at": serving.loaded_at,
-            },
-            "watching": "a channel" if self.watches else "nothing: a model folder never changes",
+            "model": None if serving is None else _describe(serving),
+            "watching": "a channel" if self._watches else "nothing: a policy folder never changes",
             "swaps": self.swaps,
             "refusals": self.refusals,
             "unreachable": self.unreachable,
-            "refused": None
-            if refused is None
-            else {"reason": refused.reason, "at": refused.at, "model_version": refused.model_version},
+            "refused": None if refused is None else {"reason": refused.reason, "at": refused.at},
         }
 
-    def _reason(self) -> str:
-        return self.refused.reason if self.refused else "the model is being loaded"
+    def look(self) -> float | None:
+        """Look at the source once and take up what is new; seconds until the next look, or None for never again.
 
-    def _run(self) -> None:
+        Never raises: it is the outermost frame of its thread, and an unready server beats a silent one.
+        """
+        content: bytes | None = None
+        try:
+            if not self._uri:
+                raise ConfigurationError("MODEL_URI is not set: name a policy folder or a channel file, local or gs://")
+            content = storage.read_bytes(self._uri) if self._watches else None
+            if content == self._taken or (content == self._offered and self._clock() < self._retry_at):
+                return self._pause()
+            self._take(content)
+        except ConfigurationError as error:
+            self._refuse(error, content, self._nameless(str(error)))
+            return None
+        except (SourceError, OSError) as error:
+            self._miss(error)
+        except HimariError as error:
+            self._refuse(error, content, self._nameless(str(error)))
+        except Exception as error:  # noqa: BLE001  # _refuse logs it with its traceback
+            self._refuse(error, content, f"{type(error).__name__}, which nobody expected: see the server's log")
+        else:
+            self._taken, self._offered, self._attempts, self.refused = content, _NOTHING, 0, None
+            return self._pause() if self._watches else None
+        finally:
+            self._looked = True
+        return self._pause() if self._watches else max(self._pause(), self._retry_at - self._clock())
+
+    def _follow(self) -> None:
         while not self._ended.is_set():
-            pause = self._look()
+            pause = self.look()
             if pause is None:
                 return
             self._ended.wait(pause)
 
-    def _look(self) -> float | None:
-        """One look at the source; seconds until the next one, or None where there is nothing more to look for."""
-        try:
-            self._take()
-        except Exception as error:
-            self._loading = False
-            self._fail(error)
-            return min(self.watch_seconds * 2.0**self._failures, _LONGEST_PAUSE)
-        self._loading = False
-        self._failures = 0
-        return self.watch_seconds * random.uniform(0.9, 1.1) if self.watches else None
+    def _pause(self) -> float:
+        # Servers that started together need not ask together.
+        return self._watch_seconds * random.uniform(0.9, 1.1)
 
-    def _take(self) -> None:
-        if not self.model_uri:
-            raise PolicyError("MODEL_URI is not set: name a policy folder or a channel file, local or gs://")
-        if not self.watches:
-            self._install(load_folder(self.model_uri), None)
+    def _take(self, content: bytes | None) -> None:
+        """Let the model serve that ``content`` of the channel names, or the folder's."""
+        if content is None:
+            self._serve(load_folder(self._uri), None)
             return
-        content = storage.read_bytes(self.model_uri)
-        if content == self._seen:
-            return
-        champion = Channel.from_json(content, self.model_uri).champion
+        store, champion = _store_of(self._uri), Channel.from_json(content, self._uri).champion
         serving = self.current
-        if serving and (serving.model_version, serving.sha256) == (champion.model_id, champion.policy_sha256):
+        if serving is not None and serving.sha256 == champion.policy_sha256:
             self.current = replace(serving, released_at=champion.released_at, run_id=champion.run_id)
-        else:
-            self._install(load_champion(_store_of(self.model_uri), champion), champion)
-        self._seen, self.refused = content, None
+            return
+        policy = load_champion(store, champion)
+        if policy.model_id != champion.model_id:
+            raise PolicyError(
+                f"the channel names model {champion.model_id}, the files there say that they are {policy.model_id}: "
+                "release again"
+            )
+        self._serve(policy, champion)
 
-    def _install(self, policy: Policy, champion: Champion | None) -> None:
-        swapped = self.current is not None
+    def _serve(self, policy: Policy, champion: Champion | None) -> None:
+        manifest = policy.manifest
+        state = manifest["golden"][0]["state"]
+        for _ in range(_WARMING):
+            policy.act(state)
+        data = manifest["data"]
+        before = self.current
         self.current = Serving(
             policy,
             policy.model_id,
-            policy.manifest["policy_sha256"],
-            policy.manifest.get("data", {}),
+            manifest["policy_sha256"],
+            {
+                **{name: data[name] for name in _TRAINED_ON if name in data},
+                **{name: manifest[name] for name in ("symbol", "synthetic") if name in manifest},
+            },
             self._now(),
             champion.released_at if champion else None,
             champion.run_id if champion else None,
         )
-        self.swaps += swapped
-        logger.info("model %s is ready, state contract %s", policy.model_id, contract.VERSION)
+        instead = "" if before is None else f" in place of {before.model_version}"
+        self.swaps += before is not None
+        logger.info("model %s is ready%s, state contract %s", policy.model_id, instead, contract.VERSION)
 
-    def _fail(self, error: Exception) -> None:
-        self._failures += 1
-        self.refusals += 1
-        self.refused = _Trouble(str(error), str(error), self._now())
-        logger.error("not ready: %s", error)
+    def _refuse(self, error: Exception, content: bytes | None, reason: str) -> None:
+        """Keep what serves, and why the offer is none; the same one is tried again at growing intervals."""
+        if content != self._offered:
+            self.refusals += 1
+            self._attempts = 0
+            logger.error("%s: %s", self._standing(), error, exc_info=not isinstance(error, HimariError))
+        self._offered = content
+        self.refused = Refusal(reason, type(error).__name__, self._now())
+        self._absence = reason
+        self._attempts += 1
+        self._retry_at = self._clock() + min(self._watch_seconds * 2.0**self._attempts, _LONGEST_PAUSE)
+
+    def _miss(self, error: Exception) -> None:
+        """Keep what serves, and look again."""
+        self.unreachable += 1
+        if isinstance(error, FileNotFoundError):
+            self._absence = f"there is nothing at {self._nameless(str(error.filename))}"
+        else:
+            self._absence = "the store of models cannot be read"
+        self._retry_at = 0.0
+        if self._clock() >= self._quiet_until:
+            self._quiet_until = self._clock() + _QUIET
+            logger.error("%s: %s", self._standing(), error)
+
+    def _standing(self) -> str:
+        serving = self.current
+        return f"not ready, {self._uri}" if serving is None else f"{serving.model_version} stays, {self._uri}"
+
+    def _nameless(self, text: str) -> str:
+        """``text`` for a caller's eyes, who need not know where our files lie."""
+        folder = self._uri.rpartition("/")[0].removesuffix(f"/{CHANNEL[0]}") if "/" in self._uri else ""
+        spellings = {folder} if "://" in folder else {folder, str(Path(folder))}
+        for spelling in spellings - {"", "."}:
+            text = text.replace(f"{spelling}/", "")
+        return text
 
     def _now(self) -> str:
         return datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="seconds")
 
 
+def _describe(serving: Serving) -> dict[str, Any]:
+    return {
+        "id": serving.model_version,
+        "sha256": serving.sha256,
+        "contract": contract.VERSION,
+        "members": serving.policy.members,
+        "trained_on": dict(serving.trained_on),
+        "released_at": serving.released_at,
+        "run_id": serving.run_id,
+        "loaded_at": serving.loaded_at,
+    }
+
+
 def _store_of(channel_uri: str) -> str:
     suffix = "/".join(CHANNEL)
+    if channel_uri == suffix:
+        return "."
     root = channel_uri.removesuffix("/" + suffix)
-    if root == channel_uri and channel_uri != suffix:
+    if root == channel_uri:
         raise ReleaseError(f"{channel_uri}: expected a policy folder or …/{suffix}, which lies beside models/")
-    return "." if channel_uri == suffix else root or "/"
+    return root or "/"

@@ -14,13 +14,17 @@ from tests.fakes.gcs import FakeGcs
 from tests.serving.support import NEUTRAL, edit_manifest, make_policy, serve, tamper_weights
 
 
-def assert_unready(model_uri: str, caplog: pytest.LogCaptureFixture, *said: str) -> None:
-    """503 with every phrase of ``said`` from /health and /predict alike, and logged as an error."""
+def assert_unready(model_uri: str, caplog: pytest.LogCaptureFixture, *said: str, logged: str | None = None) -> None:
+    """503 with every phrase of ``said`` from /health and /predict alike; one error in the log, with ``logged``.
+
+    Only the log says where the files lie.
+    """
     with serve(model_uri) as client:
         health = client.wait_for_health("unavailable")
         prediction = client.predict(NEUTRAL)
         assert client.ask("GET", "/").status == 200
         assert client.ask("GET", "/docs").status == 200
+        status = client.ask("GET", "/status")
     assert health.status == 503
     assert health.body["model_version"] is None
     assert prediction.status == 503
@@ -33,7 +37,11 @@ def assert_unready(model_uri: str, caplog: pytest.LogCaptureFixture, *said: str)
     assert len(errors) == 1
     for phrase in said:
         assert phrase in health.body["reason"]
+    for phrase in said if logged is None else (logged,):
         assert phrase in errors[0]
+    folder = model_uri.rpartition("/")[0]
+    for answer in (health, prediction, status):
+        assert not folder or f"{folder}/".encode() not in answer.raw
 
 
 def test_no_model_uri(caplog: pytest.LogCaptureFixture) -> None:
@@ -41,11 +49,11 @@ def test_no_model_uri(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert_unready(str(tmp_path / "nothing"), caplog, "no policy at", str(tmp_path / "nothing"))
+    assert_unready(str(tmp_path / "nothing"), caplog, "no policy at nothing", logged=str(tmp_path / "nothing"))
 
 
 def test_an_address_nobody_understands(caplog: pytest.LogCaptureFixture) -> None:
-    assert_unready("s3://bucket/model", caplog, "s3://bucket/model", "only local paths and gs://")
+    assert_unready("s3://bucket/model", caplog, "model: only local paths and gs://", logged="s3://bucket/model")
 
 
 def test_another_contract_names_both(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -72,7 +80,7 @@ def test_golden_pairs_of_another_network(tmp_path: Path, caplog: pytest.LogCaptu
 def test_a_malformed_manifest(tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, object]) -> None:
     make_policy(tmp_path)
     edit_manifest(tmp_path, **changes)
-    assert_unready(str(tmp_path), caplog, str(tmp_path))
+    assert_unready(str(tmp_path), caplog, f"{tmp_path.name}/", logged=str(tmp_path))
 
 
 def test_a_channel_that_is_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -111,14 +119,15 @@ def test_a_channel_that_names_another_model(
 def test_a_bucket_without_the_model(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     with FakeGcs("store") as gcs:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.url)
-        assert_unready("gs://store/models/x", caplog, "gs://store/models/x/policy.safetensors is missing")
+        missing = "x/policy.safetensors is missing"
+        assert_unready("gs://store/models/x", caplog, missing, logged=f"gs://store/models/{missing}")
 
 
 def test_a_bucket_that_refuses(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     with FakeGcs("store") as gcs:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.url)
         gcs.fail(403, times=9)
-        assert_unready("gs://store/models/x", caplog, "cannot read gs://store/models/x", "Forbidden")
+        assert_unready("gs://store/models/x", caplog, "the store of models cannot be read", logged="Forbidden")
 
 
 def test_damage_in_a_bucket_is_reported_with_the_buckets_address(
@@ -130,7 +139,8 @@ def test_damage_in_a_bucket_is_reported_with_the_buckets_address(
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.url)
         for path in tmp_path.iterdir():
             gcs.put("store", f"m/{path.name}", path.read_bytes())
-        assert_unready("gs://store/m", caplog, "gs://store/m/policy.safetensors has sha256")
+        said = "m/policy.safetensors has sha256"
+        assert_unready("gs://store/m", caplog, said, logged=f"gs://store/{said}")
 
 
 def test_a_failure_nobody_foresaw_is_logged_with_its_traceback(
