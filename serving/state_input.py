@@ -69,6 +69,8 @@ class _Instances(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 _decode_one: Final = msgspec.json.Decoder(_One).decode
 _decode_many: Final = msgspec.json.Decoder(_Many).decode
 _decode_instances: Final = msgspec.json.Decoder(_Instances).decode
+#: What msgspec raises; the second where a key is not UTF-8.
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 def check_content_type(content_type: bytes | None) -> None:
@@ -95,7 +97,7 @@ def parse_state(body: bytes) -> list[float]:
     if body.count(b'"') == 2:  # one key: msgspec would not mind if it came twice
         try:
             return _decode_one(body).state
-        except msgspec.DecodeError:
+        except _UNREADABLE:
             pass  # the careful decoder finds the words, or disagrees
     document = _object(body, _ONE, "state")
     return _numbers([_list_of_state(document["state"], "state")], "state")[0]
@@ -106,7 +108,7 @@ def parse_batch(body: bytes) -> list[list[float]]:
     if body.count(b'"') == 2:
         try:
             return _decode_many(body).states
-        except msgspec.DecodeError:
+        except _UNREADABLE:
             pass
     document = _object(body, _MANY, "states")
     rows = _list_of_states(document["states"], "states")
@@ -120,7 +122,7 @@ def parse_instances(body: bytes) -> list[list[float]]:
     """
     try:
         instances = _decode_instances(body).instances
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         pass
     else:
         wrapped = sum(type(instance) is _One for instance in instances)
