@@ -58,6 +58,7 @@ CLOUD = config/cloud.yaml
 IMAGE = $(wildcard build/images.json)
 CUSTOM_JOB =
 MAX_COST =
+WAIT =
 CRON =
 SPEC = build/training$(if $(CUSTOM_JOB),-custom-job).yaml
 RUN_OPTIONS = --data="$$DATA" --symbol="$$SYMBOL" --seed="$$SEED" --steps="$$STEPS" --members="$$MEMBERS" --folds="$$FOLDS" --fold-seeds="$$FOLD_SEEDS" --fold-kind="$$FOLD_KIND" --override-name="$$OVERRIDE_NAME" --override-reason="$$OVERRIDE_REASON" $(if $(THRESHOLD),--threshold="$$THRESHOLD") $(if $(GATE),--gate="$$GATE") $(if $(SIZING),--sizing="$$SIZING")
@@ -69,7 +70,7 @@ REPOSITORY =
 export DATA SYMBOL SEED STEPS MEMBERS FOLDS FOLD_SEEDS FOLD_KIND THRESHOLD GATE OVERRIDE_NAME OVERRIDE_REASON RUN REPOSITORY
 export STORE HOST PORT SIGNAL SIZING ENDPOINT TRIALS JOBS ASSETS SEEDS LAYER3 INPUT OUTPUT LOG CLOCK EXPERIMENT HTML CLOUD IMAGE MAX_COST CRON REQUESTS URL N C
 
-.PHONY: help install compile run-local schedule schedule-list schedule-pause schedule-resume schedule-delete explain tune assets serve size run-layer3 replay ab-report cost rollback release-status test lint format types imports check bench bench-training bench-evaluation bench-serving probe prove-serving calibrate infra-tools lock audit pin-images images clean
+.PHONY: help install compile run-local run-pipeline watch-pipeline cancel-pipeline schedule schedule-list schedule-pause schedule-resume schedule-delete explain tune assets serve size run-layer3 replay ab-report cost rollback release-status test lint format types imports check bench bench-training bench-evaluation bench-serving probe prove-serving calibrate infra-tools lock audit pin-images images clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +95,17 @@ compile: $(READY) ## compile the pipelines to build/*.yaml (IMAGE=…@sha256:…
 
 run-local: compile ## run the compiled training pipeline on this machine
 	@$(BIN)/python -m pipelines.local $(RUN_OPTIONS) --store="$$STORE"
+
+run-pipeline: FOLDS = 18
+run-pipeline: FOLD_SEEDS = 5
+run-pipeline: compile ## run the compiled training pipeline on Vertex (WAIT=1 watches it, MAX_COST=USD, CLOUD=FILE)
+	@$(BIN)/python -m pipelines.submit --cloud="$$CLOUD" --spec="$(SPEC)" $(RUN_OPTIONS) $(if $(MAX_COST),--max-cost="$$MAX_COST") $(if $(WAIT),--wait)
+
+watch-pipeline: $(READY) ## follow a run on Vertex to its verdict (RUN=<run id>)
+	@$(BIN)/python -m pipelines.watch --cloud="$$CLOUD" --run="$$RUN"
+
+cancel-pipeline: $(READY) ## stop a run on Vertex (RUN=<run id>)
+	@$(BIN)/python -m pipelines.watch --cloud="$$CLOUD" --run="$$RUN" --cancel
 
 schedule: FOLDS = 18
 schedule: FOLD_SEEDS = 5

@@ -7,6 +7,7 @@ seen there is nothing more to ask.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,9 +20,9 @@ from google.cloud import resourcemanager_v3
 
 from layer3.errors import ConfigurationError, RefusedError
 from serving.cloud import Cloud, Images
-from serving.vertex import SECONDS, asked
+from serving.vertex import SECONDS, Waiter, asked
 
-__all__ = ["APIS", "Missing", "missing"]
+__all__ = ["APIS", "Missing", "images_of", "missing"]
 
 #: What a run uses: its steps, its images, its files, its logs, its release, and these very checks.
 APIS: Final = (
@@ -46,7 +47,7 @@ _IMAGE: Final = re.compile(
 )
 #: In a command: whoever runs it.
 _ME: Final = 'user:"$(gcloud config get account)"'
-_BUILD: Final = "gcloud builds submit --config=cloudbuild.yaml ."
+_LOGIN: Final = "gcloud auth application-default login"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +58,33 @@ class Missing:
     fix: str
 
 
-def missing(cloud: Cloud, images: Images | None, spec_images: Sequence[str]) -> list[Missing]:
+def images_of(spec: Mapping[str, Any]) -> list[str]:
+    """The image of every step, or of the machines of a step that is a custom job."""
+    found = []
+    for name, executor in spec["deploymentSpec"]["executors"].items():
+        inputs = spec["components"][name.replace("exec-", "comp-", 1)].get("inputDefinitions", {})
+        pools = inputs.get("parameters", {}).get("worker_pool_specs", {}).get("defaultValue")
+        found += [pool["container_spec"]["image_uri"] for pool in pools or ()] or [executor["container"]["image"]]
+    return found
+
+
+def missing(
+    cloud: Cloud, images: Images | None, spec: Mapping[str, Any], *, sleep: Waiter = time.sleep
+) -> list[Missing]:
     """Everything that a run in ``cloud`` would miss; nothing is changed by asking.
 
-    ``images`` is what the last build pushed (None if there was none), ``spec_images`` what the compiled pipeline
-    runs on.
+    ``images`` is what the last build pushed (None if there was none), ``spec`` the compiled pipeline.
 
     Raises
     ------
     SourceError : a service did not answer
     """
-    found = list(_images_missing(cloud, images, spec_images))
+    found = list(_images_missing(cloud, images, images_of(spec)))
     try:
-        project = _Project(cloud)
+        project = _Project(cloud, sleep)
         number = project.number()
-    except ConfigurationError as error:
-        return [*found, Missing(*str(error).split(": ", 1))]
+    except ConfigurationError:
+        return [*found, Missing("this machine has no Google credentials", _LOGIN)]
     except RefusedError as error:
         return [*found, _no_project(cloud, error)]
     checks: list[Callable[[], Iterator[Missing]]] = [
@@ -93,9 +105,7 @@ def missing(cloud: Cloud, images: Images | None, spec_images: Sequence[str]) -> 
 def _no_project(cloud: Cloud, error: RefusedError) -> Missing:
     cause = error.__cause__
     if not isinstance(cause, exceptions.GoogleAPICallError) or cause.code == 401:
-        return Missing(
-            f"this machine's Google credentials do not work ({cause})", "gcloud auth application-default login"
-        )
+        return Missing(f"this machine's Google credentials do not work ({cause})", _LOGIN)
     if _reason(cause) == "SERVICE_DISABLED":
         return _may_not_look(cloud, error)
     return Missing(
@@ -119,26 +129,32 @@ def _reason(error: exceptions.GoogleAPICallError) -> str:
     return str(error.reason or "")
 
 
+def _build(cloud: Cloud) -> str:
+    repository = f"{cloud.region}-docker.pkg.dev/{cloud.project}/{cloud.service or 'himari'}"
+    return f"make images REPOSITORY={repository} STORE={cloud.store}"
+
+
 def _enable(cloud: Cloud, services: Sequence[str]) -> str:
     return f"gcloud services enable {' '.join(services)} --project={cloud.project}"
 
 
 def _images_missing(cloud: Cloud, images: Images | None, spec_images: Sequence[str]) -> Iterator[Missing]:
     if images is None:
-        yield Missing(f"no image was built yet: there is no {cloud.images_file}", _BUILD)
+        yield Missing(f"no image was built yet: there is no {cloud.images_file}", _build(cloud))
     elif set(spec_images) != {images.components}:
         runs_on = ", ".join(sorted(set(spec_images)))
         yield Missing(
             f"the pipeline was compiled for {runs_on}, the last build pushed {images.components}",
-            f"python compile.py --image {cloud.images_file}",
+            f"make compile IMAGE={cloud.images_file}",
         )
 
 
 class _Project:
     """Asks the services of one project."""
 
-    def __init__(self, cloud: Cloud) -> None:
+    def __init__(self, cloud: Cloud, sleep: Waiter) -> None:
         self._cloud = cloud
+        self._sleep = sleep
         credentials = cloud.credentials()
         self._session = AuthorizedSession(credentials)
         options = ClientOptions(api_endpoint=cloud.endpoints.resource_manager or "cloudresourcemanager.googleapis.com")
@@ -150,7 +166,11 @@ class _Project:
         """The project's number; a RefusedError where it is not seen."""
         name = f"projects/{self._cloud.project}"
         try:
-            found = asked("see the project", lambda: self._projects.get_project(name=name, timeout=SECONDS, retry=None))
+            found = asked(
+                "see the project",
+                lambda: self._projects.get_project(name=name, timeout=SECONDS, retry=None),
+                sleep=self._sleep,
+            )
         except exceptions.NotFound as error:
             raise RefusedError(f"there is no project {self._cloud.project}") from error
         return str(found.name.removeprefix("projects/"))
@@ -198,14 +218,14 @@ class _Project:
         for image in (images.components, images.serving) if images else ():
             found = _IMAGE.fullmatch(image)
             if found is None:
-                yield Missing(f"{image} is not in Artifact Registry (REGION-docker.pkg.dev/…)", _BUILD)
+                yield Missing(f"{image} is not in Artifact Registry (REGION-docker.pkg.dev/…)", _build(self._cloud))
                 continue
             name = quote(f"{found['image']}@{found['digest']}", safe="@:")
             parent = f"projects/{found['project']}/locations/{found['location']}/repositories/{found['repository']}"
             try:
                 self._ask("see the image", "GET", f"{host}/v1/{parent}/dockerImages/{name}")
             except exceptions.NotFound:
-                yield Missing(f"there is no image {image}", _BUILD)
+                yield Missing(f"there is no image {image}", _build(self._cloud))
 
     def accounts(self) -> Iterator[Missing]:
         cloud = self._cloud
@@ -217,7 +237,9 @@ class _Project:
         policy = self._projects.get_iam_policy
         project = f"projects/{cloud.project}"
         granted = asked(
-            "see who may do what in the project", lambda: policy(resource=project, timeout=SECONDS, retry=None)
+            "see who may do what in the project",
+            lambda: policy(resource=project, timeout=SECONDS, retry=None),
+            sleep=self._sleep,
         )
         bindings = {"bindings": [{"role": b.role, "members": list(b.members)} for b in granted.bindings]}
         for role in _lacking(bindings, _member(pipeline), _PROJECT_ROLES):
@@ -270,7 +292,7 @@ class _Project:
                 raise exceptions.from_http_response(response)
             return dict(response.json())
 
-        return asked(what, call)
+        return asked(what, call, sleep=self._sleep)
 
 
 def _let_act(member: str, email: str) -> str:

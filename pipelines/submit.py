@@ -15,6 +15,7 @@ import math
 import re
 import secrets
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -39,7 +40,7 @@ from pipelines.watch import HOURS, follow, name_of, pipeline_client
 from serving.cloud import CLOUD, Cloud, Images, load_cloud
 from serving.experiments import link_run
 from serving.platforms.target import Target
-from serving.vertex import SECONDS, asked, place_of, said_of
+from serving.vertex import SECONDS, Waiter, asked, place_of, said_of
 
 __all__ = ["Request", "add_request_options", "main", "parameters_of", "prepared", "submit", "uploaded"]
 
@@ -79,7 +80,14 @@ class Request:
         )
 
 
-def submit(cloud: Cloud, request: Request, pending: Path, *, now: Callable[[], datetime] = utc_now) -> tuple[str, bool]:
+def submit(
+    cloud: Cloud,
+    request: Request,
+    pending: Path,
+    *,
+    now: Callable[[], datetime] = utc_now,
+    sleep: Waiter = time.sleep,
+) -> tuple[str, bool]:
     """Submit ``request``; the run's id, and whether it had begun already.
 
     ``pending`` is the folder where the name is kept until Vertex has confirmed it.
@@ -94,7 +102,7 @@ def submit(cloud: Cloud, request: Request, pending: Path, *, now: Callable[[], d
     storage.write_bytes(str(kept), json.dumps({"run_id": run_id, "at": now().isoformat()}).encode())
     pipelines = pipeline_client(cloud)
     try:
-        made, already = asked("submit the run", lambda: _created(pipelines, cloud, request, run_id))
+        made, already = asked("submit the run", lambda: _created(pipelines, cloud, request, run_id), sleep=sleep)
     except RefusedError:
         kept.unlink()
         raise
@@ -166,16 +174,6 @@ def parameters_of(cloud: Cloud, images: Images, chosen: Mapping[str, Any]) -> di
     }
 
 
-def images_of(spec: Mapping[str, Any]) -> list[str]:
-    """The image of every step, or of the machines of a step that is a custom job."""
-    found = []
-    for name, executor in spec["deploymentSpec"]["executors"].items():
-        inputs = spec["components"][name.replace("exec-", "comp-", 1)].get("inputDefinitions", {})
-        pools = inputs.get("parameters", {}).get("worker_pool_specs", {}).get("defaultValue")
-        found += [pool["container_spec"]["image_uri"] for pool in pools or ()] or [executor["container"]["image"]]
-    return found
-
-
 def _spec(path: Path) -> dict[str, Any]:
     try:
         return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -226,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def prepared(options: argparse.Namespace) -> tuple[Cloud, Request]:
+def prepared(options: argparse.Namespace, *, sleep: Waiter = time.sleep) -> tuple[Cloud, Request]:
     """The cloud, and the run as it may be submitted there: nothing is missing, and it is not too dear.
 
     Raises
@@ -241,8 +239,7 @@ def prepared(options: argparse.Namespace) -> tuple[Cloud, Request]:
     spec = _spec(options.spec)
     chosen = checked(options)
     images = cloud.images() if Path(cloud.images_file).exists() else None
-    found = missing(cloud, images, images_of(spec))
-    _refuse_missing(found)
+    _refuse_missing(missing(cloud, images, spec, sleep=sleep))
     assert images is not None  # its absence was found missing
     estimate = run_estimate(load_prices(options.prices), cloud.store)
     print(f"estimate   {estimate.usd:.2f} USD ({estimate.cad:.2f} CAD); {estimate.basis}")
@@ -253,10 +250,10 @@ def prepared(options: argparse.Namespace) -> tuple[Cloud, Request]:
     return cloud, Request(spec, parameters, labels)
 
 
-def _submit(options: argparse.Namespace) -> tuple[Cloud, str]:
+def _submit(options: argparse.Namespace, sleep: Waiter) -> tuple[Cloud, str]:
     """Everything up to the run that has begun."""
-    cloud, request = prepared(options)
-    run_id, already = submit(cloud, request, options.spec.parent / "submitting")
+    cloud, request = prepared(options, sleep=sleep)
+    run_id, already = submit(cloud, request, options.spec.parent / "submitting", sleep=sleep)
     print(f"run        {run_id}{' (had begun already; not started twice)' if already else ''}")
     for name, value in request.labels.items():
         print(f"  {name:<11}{value}")
@@ -265,20 +262,20 @@ def _submit(options: argparse.Namespace) -> tuple[Cloud, str]:
     return cloud, run_id
 
 
-def _link(cloud: Cloud, run_id: str) -> None:
+def _link(cloud: Cloud, run_id: str, sleep: Waiter) -> None:
     """Make the run one of its experiment. What cannot be done now, the run's own last step does."""
     try:
-        link_run(place_of(said_of(cloud)), run_id)
+        link_run(place_of(said_of(cloud)), run_id, sleep=sleep)
     except (SourceError, RefusedError) as error:
         print(f"WARNING: {error}. The run's last step links it to {cloud.experiment}.", file=sys.stderr)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, sleep: Waiter = time.sleep) -> int:
     """The command line; 0 when submitted, 2 when it was not; with --wait as :mod:`pipelines.watch`."""
     options = _parser().parse_args(arguments)
     try:
-        cloud, run_id = _submit(options)
-        _link(cloud, run_id)
+        cloud, run_id = _submit(options, sleep)
+        _link(cloud, run_id, sleep)
     except HimariError as error:
         print(f"run-pipeline: {error}", file=sys.stderr)
         return 2
@@ -286,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nrun-pipeline: stopped; the same again goes on, and finds a run that has begun", file=sys.stderr)
         return 130
     if options.wait:
-        return follow(cloud, run_id, options.cloud, hours=options.hours)
+        return follow(cloud, run_id, options.cloud, hours=options.hours, sleep=sleep)
     print(f"\nfollow it  {console.watch_command(run_id, options.cloud)}")
     print(f"stop it    {console.cancel_command(run_id, options.cloud)}")
     return 0

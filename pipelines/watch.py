@@ -26,7 +26,7 @@ from layer3.errors import ConfigurationError, HimariError, PipelineError
 from pipelines import console, job
 from pipelines.conclusion import verdict_lines
 from serving.cloud import CLOUD, Cloud, load_cloud
-from serving.vertex import SECONDS, asked, client
+from serving.vertex import SECONDS, Waiter, asked, client
 
 __all__ = ["HOURS", "conclude", "main", "pipeline_client", "watch"]
 
@@ -57,7 +57,7 @@ def watch(
     *,
     hours: float = HOURS,
     clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Waiter = time.sleep,
 ) -> v1.PipelineJob:
     """Look at the run ``name`` until it has ended, and show it after every look; how it ended.
 
@@ -98,15 +98,15 @@ class _Lines:
         self._said: dict[str, tuple[str, int]] = {}
 
     def __call__(self, run: v1.PipelineJob) -> None:
-        state = job.state_of(run)
-        if self._said.get("") != (state, 0):
-            self._said[""] = (state, 0)
-            print(f"run {state}", flush=True)
         found = job.steps(run)
         for number, step in enumerate(found, start=1):
             if step.state != "PENDING" and self._said.get(step.name) != (step.state, step.done):
                 self._said[step.name] = (step.state, step.done)
                 print(f"[{number}/{len(found)}] {step.display_name:<26} {step.state:<10} {_time(step)}".rstrip())
+        state = job.state_of(run)
+        if self._said.get("") != (state, 0):
+            self._said[""] = (state, 0)
+            print(f"run {state}")
         sys.stdout.flush()
 
 
@@ -159,11 +159,20 @@ def conclude(cloud: Cloud, run: v1.PipelineJob) -> int:
     return 0
 
 
-def follow(cloud: Cloud, run_id: str, file: str, *, hours: float = HOURS) -> int:
+def follow(
+    cloud: Cloud,
+    run_id: str,
+    file: str,
+    *,
+    hours: float = HOURS,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Waiter = time.sleep,
+) -> int:
     """Watch the run to its end and tell how it ended, or how to go on where it was not seen; the exit code."""
     try:
         with shown(sys.stdout.isatty()) as show:
-            run = watch(pipeline_client(cloud), name_of(cloud, run_id), show, hours=hours)
+            pipelines, name = pipeline_client(cloud), name_of(cloud, run_id)
+            run = watch(pipelines, name, show, hours=hours, clock=clock, sleep=sleep)
         return conclude(cloud, run)
     except KeyboardInterrupt:
         print(f"\nstopped watching; {_goes_on(run_id, file)}", file=sys.stderr)

@@ -8,6 +8,7 @@ so that no thread or socket outlives :meth:`FakeGcs.close`.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -226,7 +227,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Type": "application/json", **headers, "Content-Length": str(len(payload))}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(payload)
+        with contextlib.suppress(ConnectionError):  # whoever asked may have ended meanwhile
+            self.wfile.write(payload)
 
     def _get(self, path: str) -> tuple[int, dict[str, str], Any]:
         if matched := _OBJECT.match(path):

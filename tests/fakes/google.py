@@ -14,6 +14,7 @@ A handler gets the request's message and returns a message (proto-plus or protob
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import secrets
@@ -340,7 +341,8 @@ class _Handler(BaseHTTPRequestHandler):
         }.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(payload)
+        with contextlib.suppress(ConnectionError):  # whoever asked may have ended meanwhile
+            self.wfile.write(payload)
 
     def do_GET(self) -> None:
         self._serve()
