@@ -20,35 +20,39 @@ def deploy(
     vertex: str = "",
     registered: dsl.Input[artifact_types.VertexModel] = None,
 ) -> None:
-    """Start the candidate beside the champion, check health, smoke and parity, then switch the channel.
+    """Start the candidate beside the champion, let it prove itself, then switch: here, or on Cloud Run by a canary.
 
     Args:
         model: The candidate.
         verdict: The gate's verdict on it; anything but passed is refused here too.
         store: Folder or gs:// URI that holds models/ and channels/.
         run_id: This run.
-        serving_image: Image that serves policies, for the Vertex model registry.
-        target: Where it is to serve: a JSON object that names a Cloud Run service; this machine where it is empty.
+        serving_image: Image that serves policies, for the Vertex model registry and for Cloud Run.
+        target: The Cloud Run service where it is to serve, as JSON (serving.platforms.target); empty for this machine.
         vertex: Where Vertex AI records, as JSON; nothing is recorded where it is empty.
         registered: The candidate in Vertex's model registry, where it becomes the champion.
     """
+    from dataclasses import replace
     from pathlib import Path
 
     from layer3 import storage
     from layer3.agent.policy import load_policy
     from layer3.errors import ReleaseError
+    from serving.platforms.target import Target
     from serving.registry import promote
-    from serving.release import release
+    from serving.release import connect, release
     from serving.vertex import place_of
 
-    if target:
-        raise ReleaseError("a release on Cloud Run is not possible yet: leave target empty")
+    def say(line: str) -> None:
+        print(line, flush=True)
+
     policy = load_policy(Path(model.path))
     if verdict.metadata.get("passed") is not True:
         raise ReleaseError(f"the verdict on policy {policy.model_id} is not passed: it is not released")
     if verdict.metadata.get("policy_sha256") != policy.manifest["policy_sha256"]:
         raise ReleaseError(f"the verdict is on another policy than {policy.model_id}: run evaluate and gate again")
-    result = release(Path(model.path), store=store, run_id=run_id, patience_seconds=60.0)
+    platform = connect(replace(Target.from_json(target), image=serving_image), store, log=say) if target else None
+    result = release(Path(model.path), store=store, run_id=run_id, platform=platform, patience_seconds=60.0, log=say)
     released.uri = storage.join(store, "models", policy.model_id)
     released.metadata.update(
         {

@@ -24,15 +24,15 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Both sides over the same time; ``champion`` is None where there is none. ``asked_by`` is for sentences."""
+    """Both sides over the same time; ``champion`` is None where there is none. ``source`` is who counted."""
 
-    asked_by: str
+    source: str
     candidate: Tally
     champion: Tally | None
 
     def __str__(self) -> str:
         sides = [("candidate", self.candidate), *([("champion", self.champion)] if self.champion else [])]
-        return f"{self.asked_by}: " + ", ".join(
+        return f"{self.source}: " + ", ".join(
             f"{name} {tally.errors} of {tally.requests} failed"
             + (f", p99 {tally.p99_seconds * 1e3:.0f} ms" if tally.p99_seconds is not None else "")
             for name, tally in sides

@@ -21,7 +21,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -186,12 +186,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _place(chosen: argparse.Namespace) -> tuple[str, Platform]:
     """The store that was chosen, and the platform that follows it."""
     if chosen.cloud is None:
-        return chosen.store, Local(port=getattr(chosen, "port", None))
+        return chosen.store, Local(port=chosen.port if chosen.command == "promote" else None)
     from serving.cloud import load_cloud
 
     cloud = load_cloud(chosen.cloud)
     cloud.use_storage()
-    target = Target.of(cloud, allow_unauthenticated=getattr(chosen, "allow_unauthenticated", False))
+    target = Target.of(cloud)
+    if chosen.command == "promote":
+        target = replace(
+            target,
+            image=cloud.images().serving,
+            window_seconds=chosen.window,
+            allow_unauthenticated=chosen.allow_unauthenticated,
+        )
     return cloud.store, connect(target, cloud.store, log=_say)
 
 
@@ -275,6 +282,13 @@ def _parser() -> argparse.ArgumentParser:
         "--allow-unauthenticated",
         action="store_true",
         help="on Cloud Run: switch IAM's check of callers off, the server then checks their ID tokens itself",
+    )
+    promote.add_argument(
+        "--window",
+        type=float,
+        default=Target.window_seconds,
+        metavar="SECONDS",
+        help="on Cloud Run: how long each step of the canary is watched (default: %(default)g)",
     )
     promote.add_argument("--json", action="store_true", help="print the release and its steps as JSON")
     promote.set_defaults(run=_promote)

@@ -13,7 +13,6 @@ channel, then moves the traffic.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +22,7 @@ from google.cloud import run_v2
 
 from layer3 import storage
 from layer3.champion import Champion, Channel, load_champion, model_folder
-from layer3.errors import ConfigurationError, HimariError, ReleaseError
+from layer3.errors import ConfigurationError, ReleaseError
 from layer3.net.tokens import TokenSource
 from serving import canary
 from serving.models import StoredPolicy
@@ -35,19 +34,16 @@ from serving.platforms.template import (
     CANDIDATE,
     CHAMPION,
     TEMPLATE,
-    Shares,
     arrange,
-    checks_callers,
     has_failed,
-    label,
     model_of,
     named,
     revision_name,
     revision_template,
     share,
     short,
-    split,
 )
+from serving.platforms.traffic import MANAGED, MASK, Traffic, as_asked, base_of
 from serving.platforms.watch import Canary, Monitoring, Watch, Watcher
 
 __all__ = ["STEPS", "CloudRun"]
@@ -56,10 +52,6 @@ __all__ = ["STEPS", "CloudRun"]
 STEPS: Final = (10, 50, 100)
 #: Seconds that a revision that Cloud Run has started may take until its tag's address answers.
 HEALTH_SECONDS: Final = 120.0
-#: Annotation of the service: the release that last changed it, while it is under way.
-_RELEASE: Final = "himari-release"
-_MANAGED: Final = {"managed-by": "himari"}
-_MASK: Final = ("traffic", "labels", "annotations", "invoker_iam_disabled")
 _MOST_ATTEMPTS: Final = 20
 
 
@@ -100,9 +92,7 @@ class CloudRun:
         self._health_seconds = health_seconds
         self._now = now
         self._log = log
-        #: Marks what this release changes, so that it takes back nothing of anybody else's.
-        self._id = secrets.token_hex(8)
-        self._set: list[Shares] = []
+        self._traffic = Traffic(api, log)
         self._held: Tokens | None = None
 
     @classmethod
@@ -120,11 +110,11 @@ class CloudRun:
 
     def settle(self, channel: Channel | None, progress: Progress) -> None:
         with progress.step("settle"):
-            progress.detail = self._settle(channel, None)
+            progress.detail = self._traffic.settle(channel, None, allow=False)
 
     def serves(self, champion: Champion) -> bool:
         service = self._api.service()
-        recorded = service and self._recorded(service, champion.model_id)
+        recorded = service and self._traffic.recorded(service, champion.model_id)
         if not service or not recorded:
             return False
         template = self._template(service, champion.model_id)
@@ -145,12 +135,12 @@ class CloudRun:
             channel = switch()
         progress.done = True
         with progress.step("promote"):
-            progress.detail = self._settle(channel, trial.revision)
+            progress.detail = self._traffic.settle(channel, trial.revision, self._target.allow_unauthenticated)
         return channel
 
     def halfway(self, channel: Channel) -> str | None:
         service = self._api.service()
-        recorded = service and self._recorded(service, channel.champion.model_id)
+        recorded = service and self._traffic.recorded(service, channel.champion.model_id)
         if not service or not recorded or share(service) == f"{short(recorded.name)} 100 %":
             return None
         return f"a release was cut short, the traffic is {share(service)}"
@@ -193,19 +183,19 @@ class CloudRun:
         service = run_v2.Service(before) if before else self._new_service()
         template = self._template(before, model_id)
         template.revision, is_new = self._name(template)
-        base, is_champion = _base(service, template.revision)
-        progress.undo = lambda: self._put_back(before, untouched)
-        self._share(service, arrange(service, base, is_champion, template.revision, 0))
-        service.annotations[_RELEASE] = self._id
+        base, is_champion = base_of(service, template.revision)
+        progress.undo = lambda: self._traffic.put_back(before, untouched)
+        self._traffic.share(service, arrange(service, base, is_champion, template.revision, 0))
+        self._traffic.mark(service)
         # Never reachable by anybody while it asks nobody: the check may stay off only if the newcomer checks too.
         service.invoker_iam_disabled = service.invoker_iam_disabled and self._target.allow_unauthenticated
         if is_new:
             service.template = template
-        reached = _as_asked(service, template.revision if is_new else None)
+        reached = as_asked(service, template.revision if is_new else None)
         if before is None:
             service = self._api.create(service, reached)
         else:
-            service = self._api.update(service, (*_MASK, "template") if is_new else _MASK, reached)
+            service = self._api.update(service, (*MASK, "template") if is_new else MASK, reached)
         found = self._api.revision(template.revision)
         if found is not None and (failure := has_failed(found)):
             raise ReleaseError(f"revision {template.revision} does not start: {failure}")
@@ -213,8 +203,8 @@ class CloudRun:
 
     def _canary(self, trial: _Trial, stored: StoredPolicy, percent: int, since: datetime) -> str:
         service = trial.service
-        self._share(service, arrange(service, trial.base, trial.is_champion, trial.revision, percent))
-        trial.service = self._api.update(service, ("traffic",), _as_asked(service, None))
+        self._traffic.share(service, arrange(service, trial.base, trial.is_champion, trial.revision, percent))
+        trial.service = self._api.update(service, ("traffic",), as_asked(service, None))
         watched = Canary(
             policy=stored.policy,
             revision=trial.revision,
@@ -228,77 +218,6 @@ class CloudRun:
             if (why := canary.objection(comparison, self._limits)) is not None:
                 raise ReleaseError(why)
         return "; ".join(map(str, found))
-
-    def _settle(self, channel: Channel | None, promoted: str | None) -> str:
-        """All traffic, tag and labels to the recorded champion (in the revision ``promoted``, if it was just that)."""
-        service = self._api.service()
-        if service is None:
-            return "there is no service yet"
-        champion = channel.champion if channel else None
-        recorded = champion and (
-            self._api.revision(promoted) if promoted else self._recorded(service, champion.model_id)
-        )
-        if not channel or not champion or not recorded:
-            return self._withdraw_unrecorded(service)
-        was, before = share(service), run_v2.Service(service)
-        self._share(service, arrange(service, short(recorded.name), True, "", 0))
-        service.labels.update(
-            {**_MANAGED, "himari-champion": label(champion.model_id), "himari-run": label(champion.run_id)}
-        )
-        service.annotations.pop(_RELEASE, None)
-        service.invoker_iam_disabled = checks_callers(recorded) and (
-            service.invoker_iam_disabled or (bool(promoted) and self._target.allow_unauthenticated)
-        )
-        if service != before:
-            service = self._api.update(service, _MASK, _as_asked(service, None))
-        self._remove_stale(service, channel)
-        now = f"{champion.model_id} has all traffic in {short(recorded.name)}"
-        return now if share(service) == was else f"{now}; before that it was {was}"
-
-    def _withdraw_unrecorded(self, service: run_v2.Service) -> str:
-        """Take the tag ``candidate`` and its traffic back, where nothing of ours is recorded as champion."""
-        base, _ = _base(service, "")
-        if not base or all(tag != CANDIDATE for _, _, tag in named(service)):
-            return f"no champion is recorded here, the traffic is {share(service) or 'nobody’s'}"
-        self._share(service, arrange(service, base, False, "", 0))
-        service = self._api.update(service, ("traffic",), _as_asked(service, None))
-        return f"took back a release that was cut short, the traffic is {share(service)}"
-
-    def _remove_stale(self, service: run_v2.Service, channel: Channel) -> None:
-        """Delete revisions of ours that never came to serve; Cloud Run itself keeps its newest one."""
-        served = {event.model_id for event in channel.history} | {channel.champion.model_id}
-        routed = {revision for revision, _, _ in named(service)}
-        for revision in self._api.revisions():
-            if model_of(revision) and model_of(revision) not in served and short(revision.name) not in routed:
-                if short(revision.name) == short(service.latest_created_revision):
-                    continue
-                if self._api.delete_revision(revision):
-                    self._log(f"removed revision {short(revision.name)}, which never came to serve")
-
-    def _put_back(self, before: run_v2.Service | None, untouched: Callable[[], str]) -> str:
-        """Undo what this release has changed of the service; what serves then, as a sentence."""
-        try:
-            now = self._api.service()
-            if now is None or now.annotations.get(_RELEASE) != self._id:
-                return untouched()
-            if named(now) not in self._set:
-                return f"Someone else has changed the traffic meanwhile, it stays as it is: {share(now)}."
-            if before is None:
-                self._api.delete(now)
-                return f"{untouched()} The service that this release had created is gone again."
-            now.traffic, now.annotations = before.traffic, before.annotations
-            now.invoker_iam_disabled = before.invoker_iam_disabled
-            self._api.update(now, _MASK, _as_asked(now, None))
-        except HimariError as error:
-            return (
-                f"And the traffic could not be put back ({error}): run `make rollback`, which does it and nothing "
-                "else; release-status shows the traffic"
-            )
-        return f"{untouched()} The traffic is back as it was: {share(before)}."
-
-    def _share(self, service: run_v2.Service, shares: Shares) -> None:
-        self._set.append(shares)
-        service.traffic = split(shares)
 
     def _name(self, template: run_v2.RevisionTemplate) -> tuple[str, bool]:
         """The revision's name, and whether it has yet to be made. One that failed is left behind for a next attempt."""
@@ -324,13 +243,7 @@ class CloudRun:
         return revision_template(self._target, model_id, uri, service.uri if service else "")
 
     def _new_service(self) -> run_v2.Service:
-        return run_v2.Service(labels=_MANAGED, ingress=run_v2.IngressTraffic.INGRESS_TRAFFIC_ALL)
-
-    def _recorded(self, service: run_v2.Service, model_id: str) -> run_v2.Revision | None:
-        """The revision that serves the model: with the champion's tag, with traffic, or the newest."""
-        routed = {name: (tag == CHAMPION, percent) for name, percent, tag in named(service)}
-        found = [each for each in self._api.revisions() if model_of(each) == model_id and not has_failed(each)]
-        return max(found, key=lambda each: routed.get(short(each.name), (False, 0)), default=None)
+        return run_v2.Service(labels=MANAGED, ingress=run_v2.IngressTraffic.INGRESS_TRAFFIC_ALL)
 
     def _tagged(self, service: run_v2.Service, tag: str) -> Tagged:
         for status in service.traffic_statuses:
@@ -342,24 +255,3 @@ class CloudRun:
         if self._held is None:
             self._held = Tokens(self._token_source(audience))
         return self._held
-
-
-def _base(service: run_v2.Service, candidate: str) -> tuple[str, bool]:
-    """The revision that keeps what the candidate does not get, and whether it is the recorded champion."""
-    shares = [to for to in named(service) if to[2] != CANDIDATE] or named(service)
-    name, _, tag = max(shares, key=lambda to: to[1], default=("", 0, ""))
-    return name, tag == CHAMPION and name != candidate
-
-
-def _as_asked(service: run_v2.Service, revision: str | None) -> Callable[[run_v2.Service], bool]:
-    """Whether a service is as ``service`` says, with ``revision`` as its newest if that is asked."""
-    wanted, edge = list(service.traffic), service.invoker_iam_disabled
-
-    def reached(now: run_v2.Service) -> bool:
-        return (
-            list(now.traffic) == wanted
-            and now.invoker_iam_disabled == edge
-            and revision in (None, now.template.revision)
-        )
-
-    return reached

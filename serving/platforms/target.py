@@ -17,7 +17,7 @@ __all__ = ["Target"]
 _PINNED: Final = re.compile(r"[\w.\-/:]+@sha256:[0-9a-f]{64}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Target:
     """One Cloud Run service.
 
@@ -67,15 +67,13 @@ class Target:
         return Cloud(project=self.project, region=self.region, service=self.service, endpoints=self.endpoints)
 
     @classmethod
-    def of(cls, cloud: Cloud, *, image: str = "", allow_unauthenticated: bool = False) -> Target:
-        """The service of a cloud's configuration."""
+    def of(cls, cloud: Cloud) -> Target:
+        """The service of a cloud's configuration, as yet without an image."""
         return cls(
             project=cloud.project,
             region=cloud.region,
             service=cloud.service,
             service_account=cloud.serving_service_account,
-            image=image,
-            allow_unauthenticated=allow_unauthenticated,
             endpoints=cloud.endpoints,
         )
 
@@ -96,7 +94,7 @@ class Target:
         except ValueError as error:
             raise ConfigurationError(f"the target of the release is not JSON: {error}") from error
         target = settings.build(cls(), said, "target")
-        for name in ("project", "region", "service", "service_account", "image"):
+        for name in ("project", "region", "service", "service_account"):
             if not getattr(target, name):
                 raise ConfigurationError(f"target.{name} is missing: say where the model is to serve, and as whom")
         return target

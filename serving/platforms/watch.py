@@ -99,7 +99,7 @@ class Watch:
     def __call__(self, canary: Canary, seconds: float) -> list[Comparison]:
         found = [self._questions(canary, seconds)]
         champion = self._monitoring(canary.champion_revision, canary.since) if canary.champion_server else None
-        found.append(Comparison("everybody's", self._monitoring(canary.revision, canary.since), champion))
+        found.append(Comparison("at Cloud Run's front", self._monitoring(canary.revision, canary.since), champion))
         return found
 
     def _questions(self, canary: Canary, seconds: float) -> Comparison:
@@ -118,7 +118,7 @@ class Watch:
             if candidate.errors == index == len(golden):
                 raise ReleaseError(f"the candidate has not answered one of {index} questions")
             self._sleep(pause)
-        return Comparison("our own", candidate.tally(), champion.tally() if champion else None)
+        return Comparison("our questions", candidate.tally(), champion.tally() if champion else None)
 
 
 class Monitoring:

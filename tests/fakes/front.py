@@ -15,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 from google.cloud import run_v2
@@ -46,6 +47,7 @@ class Fleet:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running: dict[tuple[tuple[str, str], ...], tuple[subprocess.Popen[bytes], int]] = {}
+        self._logs: list[IO[bytes]] = []
 
     def start(self, environment: Mapping[str, str], health: str, seconds: float) -> int | str:
         """The port of a server with this environment, once it is healthy; or why it is not."""
@@ -54,6 +56,8 @@ class Fleet:
             if key in self._running and self._running[key][0].poll() is None:
                 return self._running[key][1]
             port = free_port()
+            log = tempfile.TemporaryFile(prefix="himari-revision-")
+            self._logs.append(log)
             process = subprocess.Popen(
                 [sys.executable, "-m", "serving"],
                 cwd=_ROOT,
@@ -65,16 +69,16 @@ class Fleet:
                     "HIMARI_EXIT_WITH_STDIN": "1",
                 },
                 stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
             )
             self._running[key] = process, port
             deadline = time.monotonic() + seconds
             while time.monotonic() < deadline:
                 if process.poll() is not None:
-                    return process.communicate()[1].decode(errors="replace")[-500:]
+                    log.seek(0)
+                    return log.read().decode(errors="replace")[-500:]
                 if _status(port, health) == 200:
-                    threading.Thread(target=process.communicate, name=f"drain-{port}", daemon=True).start()
                     return port
                 time.sleep(0.02)
             return f"{health} was not healthy within {seconds:g} s"
@@ -82,7 +86,9 @@ class Fleet:
     def close(self) -> None:
         for process, _ in self._running.values():
             process.kill()
-            process.wait()
+            process.communicate()
+        for log in self._logs:
+            log.close()
 
 
 @dataclass
