@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.hot_path import random_policy
+from bench.page import Requirement, at_most, table, title
 from layer3 import contract
 from layer3.breaker import BreakerConfig, CircuitBreaker
 from layer3.errors import SourceError
@@ -39,11 +40,16 @@ RAW = (
     f"HTTP/1.1 200 OK\r\ncontent-length: {len(ANSWER)}\r\ncontent-type: application/json\r\n"
     f"{contract.HEADER}: {contract.VERSION}\r\n\r\n"
 ).encode() + ANSWER
+#: What a header that never ends begins with.
+ENDLESS = b"HTTP/1.1 200 OK\r\nX: "
 Call = Callable[[], object]
 
 
-def raw_server() -> None:
-    """Answer each request (which arrives in one or two pieces) with the same bytes; prints its port."""
+def raw_server(drip: bool) -> None:
+    """Answer each request (which arrives in one or two pieces) with the same bytes; prints its port.
+
+    With ``drip`` one byte of them each 4 ms, and so on for ever.
+    """
 
     class Protocol(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -53,7 +59,12 @@ def raw_server() -> None:
             self.buffer += data
             if self.buffer.endswith(b"]}"):
                 self.buffer = b""
-                self.transport.write(RAW)
+                self.drop(0) if drip else self.transport.write(RAW)
+
+        def drop(self, place: int) -> None:
+            if not self.transport.is_closing():
+                self.transport.write(ENDLESS[place : place + 1] or b"x")
+                asyncio.get_running_loop().call_later(0.004, self.drop, place + 1)
 
     async def main() -> None:
         server = await asyncio.get_running_loop().create_server(Protocol, "127.0.0.1", 0, backlog=256)
@@ -64,8 +75,8 @@ def raw_server() -> None:
 
 
 @contextmanager
-def raw() -> Iterator[int]:
-    process = subprocess.Popen([sys.executable, "-m", "bench.remote", "raw"], stdout=subprocess.PIPE, text=True)
+def raw(how: str = "raw") -> Iterator[int]:
+    process = subprocess.Popen([sys.executable, "-m", "bench.remote", how], stdout=subprocess.PIPE, text=True)
     try:
         yield int(process.stdout.readline())
     finally:
@@ -79,7 +90,7 @@ def served() -> Iterator[int]:
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         random_policy(np.random.default_rng(0), Path(folder), 4)
-        environment = os.environ | {"MODEL_URI": folder, "PORT": str(port)}
+        environment = os.environ | {"MODEL_URI": folder, "PORT": str(port), "HOST": "127.0.0.1", "AUTH": "off"}
         process = subprocess.Popen([sys.executable, "-m", "serving"], env=environment, stderr=subprocess.DEVNULL)
         try:
             wait_until_ready(port)
@@ -156,7 +167,8 @@ def report(name: str, figures: tuple[float, float], floor: tuple[float, float]) 
     )
 
 
-def measure(name: str, port: int) -> None:
+def measure(name: str, port: int) -> list[Requirement]:
+    asked = []
     breaker = CircuitBreaker(BreakerConfig(), rng=np.random.default_rng())
     with PolicyClient(f"http://127.0.0.1:{port}", timeout_s=BUDGET_S, breaker=breaker) as client:
         for threads in (1, 64):
@@ -167,20 +179,27 @@ def measure(name: str, port: int) -> None:
                 ours.append(latencies(lambda: lambda: client.ask(STATE), threads, calls))
                 if threads == 1:
                     loops.append(asyncio.run(async_latencies(client, calls)))
-            floor = percentiles(floors)
+            floor, mine = percentiles(floors), percentiles(ours)
             print(f"{name}, {threads} thread{'s' * (threads > 1)}")
             report("bare http.client", floor, floor)
-            report("PolicyClient.ask", percentiles(ours), floor)
+            report("PolicyClient.ask", mine, floor)
             if loops:
                 report("PolicyClient.aask", percentiles(loops), floor)
+                asked.append(at_most(f"{name}: median over the bare one's", mine[0] / floor[0], 1.5))
+                asked.append(at_most(f"{name}: p99 over the bare one's", mine[1] / floor[1], 1.5))
+            else:
+                asked.append(at_most(f"{name}: p99 of 64 threads, ms", mine[1] / 1e3, BUDGET_S * 1e3, "{:.1f}"))
+    return asked
 
 
 def main() -> None:
     with raw() as port:
-        measure("a raw socket server", port)
+        asked = measure("a raw socket server", port)
     with served() as port:
-        measure("python -m serving", port)
+        asked += measure("python -m serving", port)
+    title("What was asked of PolicyClient.ask")
+    table(("", "is", "asked", "met"), [(r.name, r.value, r.asked, "yes" if r.met else "NO") for r in asked])
 
 
 if __name__ == "__main__":
-    raw_server() if sys.argv[1:] == ["raw"] else main()
+    raw_server(sys.argv[1] == "drip") if sys.argv[1:] else main()
