@@ -119,7 +119,7 @@ def _start(contender: Contender, folder: Path, core: int, compiled: Path | None)
     environment = {"PYTHONPYCACHEPREFIX": str(compiled or folder / "nothing")}
     if compiled is None:
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    with running(contender, folder / "log", core, environment) as server:
+    with running(contender, folder / "log", {core}, environment) as server:
         return seconds_to_ready(server)
 
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,9 +71,9 @@ def free_port() -> int:
 
 @contextmanager
 def running(
-    contender: Contender, log: Path, core: int, environment: Mapping[str, str] = MappingProxyType({})
+    contender: Contender, log: Path, cores: Set[int], environment: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[Running]:
-    """The contender on ``core`` until the block ends, not waited for; what it prints goes to ``log``."""
+    """The contender on ``cores`` until the block ends, not waited for; what it prints goes to ``log``."""
     port = free_port()
     inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
     own = {**_THREADS, **contender.environment, "PORT": str(port), "HOST": "127.0.0.1"}
@@ -87,7 +87,7 @@ def running(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
         ) as process,
     ):
         try:

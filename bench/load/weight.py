@@ -1,14 +1,23 @@
-"""What the server's dependencies weigh on disk."""
+"""What the server's dependencies weigh on disk, as pip installs them and as serving/Dockerfile leaves them."""
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
-__all__ = ["closure", "mebibytes"]
+__all__ = ["LEFT_OUT", "STRIPPED", "can_strip", "closure", "in_the_image", "installed_files", "mebibytes"]
+
+#: What serving/Dockerfile removes, and whose compiled modules it strips of what only debuggers want.
+LEFT_OUT = (".pyi", ".pyx", ".pxd", ".c", ".h", ".a")
+STRIPPED = ("uvloop", "httptools", "cryptography")
+_BLOCK = 4096
 
 
 def closure(package: str, extras: frozenset[str]) -> dict[str, Distribution]:
@@ -31,11 +40,41 @@ def closure(package: str, extras: frozenset[str]) -> dict[str, Distribution]:
     return dict(sorted(found.items()))
 
 
-def mebibytes(installed: Distribution) -> float:
-    """MiB of its files below site-packages, byte code included, each in whole blocks as ``du`` counts them."""
+def installed_files(installed: Distribution) -> Iterator[Path]:
+    """Its files below site-packages, byte code included."""
     root = Path(str(installed.locate_file(""))).resolve()
-    paths = (Path(str(file.locate())).resolve() for file in installed.files or ())
-    return sum(path.stat().st_blocks * 512 for path in paths if path.is_relative_to(root) and path.exists()) / 2**20
+    for file in installed.files or ():
+        path = Path(str(file.locate())).resolve()
+        if path.is_relative_to(root) and path.exists():
+            yield path
+
+
+def in_the_image(path: Path) -> bool:
+    """Whether serving/Dockerfile keeps the file."""
+    return path.suffix not in LEFT_OUT and "tests" not in path.parts
+
+
+def can_strip() -> bool:
+    """Whether this machine has what strips compiled modules."""
+    return shutil.which("strip") is not None
+
+
+def mebibytes(installed: Distribution, *, image: bool) -> float:
+    """MiB of its files in whole blocks of 4 KiB; with ``image`` as the image has them, stripped where we can."""
+    size = 0
+    for path in installed_files(installed):
+        if not image or in_the_image(path):
+            strip = image and path.suffix == ".so" and can_strip() and any(name in path.parts for name in STRIPPED)
+            length = _stripped(path) if strip else path.stat().st_size
+            size += -(-length // _BLOCK) * _BLOCK
+    return size / 2**20
+
+
+def _stripped(path: Path) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, path.name)
+        subprocess.run(["strip", "--strip-unneeded", "-o", copy, path], check=True)
+        return copy.stat().st_size
 
 
 def _normal(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -124,16 +125,27 @@ def test_states_are_of_the_contract():
 def test_what_the_server_needs_and_nothing_else_is_weighed():
     names = set(weight.closure("himari", frozenset({"serve"})))
     assert {"numpy", "uvicorn", "uvloop", "fastapi", "pydantic-core", "starlette"} <= names
-    assert names.isdisjoint({"himari", "torch", "pandas", "kfp", "pytest", "hypothesis"})
+    assert names.isdisjoint({"himari", "torch", "pandas", "kfp", "pytest", "hypothesis", "cryptography"})
+    assert "cryptography" in weight.closure("himari", frozenset({"serve", "identity"}))
 
 
 def test_a_weight_is_what_its_files_take(tmp_path):
     folder = tmp_path / "one-1.dist-info"
     folder.mkdir()
-    (tmp_path / "one.py").write_bytes(b"x" * 5_000)
-    (folder / "RECORD").write_text("one.py,,\nmissing.py,,\n../../../bin/one,,\n")
-    blocks = (tmp_path / "one.py").stat().st_blocks * 512
-    assert weight.mebibytes(Distribution.at(folder)) == blocks / 2**20 > 0.0
+    (tmp_path / "tests").mkdir()
+    for name, size in {"one.py": 5_000, "one.pyi": 1, "tests/large.py": 100_000}.items():
+        (tmp_path / name).write_bytes(b"x" * size)
+    (folder / "RECORD").write_text("one.py,,\none.pyi,,\ntests/large.py,,\nmissing.py,,\n../../../bin/one,,\n")
+    one = Distribution.at(folder)
+    assert weight.mebibytes(one, image=False) == (2 + 1 + 25) * 4096 / 2**20
+    assert weight.mebibytes(one, image=True) == 2 * 4096 / 2**20
+
+
+def test_the_image_leaves_out_what_its_dockerfile_does():
+    text = (ROOT / "serving" / "Dockerfile").read_text()
+    assert set(re.findall(r"-name '\*(\.\w+)'", text)) == set(weight.LEFT_OUT)
+    assert set(re.findall(r"-path '\*/(\w+)/\*\.so'", text)) == set(weight.STRIPPED)
+    assert "-type d -name tests -prune" in text
 
 
 def test_without_wrk_it_says_where_to_get_it(monkeypatch, capsys):
