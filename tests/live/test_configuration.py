@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from layer3.ab.assignment import Design
 from layer3.breaker import BreakerConfig
 from layer3.errors import ConfigurationError
 from layer3.live.configuration import Layer3Config, RiskSettings, load_config
@@ -123,6 +125,13 @@ def test_an_older_file_that_is_wrong(tmp_path: Path, old: str, new: str, says: s
         ("policy: {endpoint: somewhere}", r"endpoint 'somewhere' must look like http"),
         ("policy: {endpoint: 'http://[x'}", r"endpoint"),
         ("portfolio_value: -5", r"portfolio_value is -5"),
+        ("experiment: {untis: signal}", r"unknown key 'experiment.untis'; did you mean 'unit'"),
+        ("experiment: {unit: hour}", r"experiment.unit is 'hour'"),
+        ("experiment: {ramp: [[0, 0.5], [3, 0.2]]}", r"experiment: Design.ramp is .*shares that never fall"),
+        ("experiment: {ramp: [[0, 1.5]]}", r"no day from 0 with a share in \[0, 1\]"),
+        ("experiment: {daily_loss: 2}", r"Design.daily_loss is 2.0; it must be a number in \(0, 1\]"),
+        ("experiment: {forced: rl}", r"experiment.forced is 'rl'"),
+        ("experiment: {wait_ms: -1}", r"experiment.wait_ms is -1"),
         ("a: [", r"is not YAML"),
         ("[1]", r"the document is \[1\]"),
         ("risk: {}\nrisk: {}", r"'risk' stands there twice"),
@@ -132,6 +141,15 @@ def test_refusals_name_the_key_and_the_file(tmp_path: Path, text: str, says: str
     with pytest.raises(ConfigurationError, match=says) as caught:
         load_config(write(tmp_path, text))
     assert "layer3.yaml" in str(caught.value)
+
+
+def test_an_experiment_is_the_design_of_the_same_name() -> None:
+    config = load_config(None, {"experiment": {"path": "ab.sqlite", "ramp": [[0, 0.1], [3, 0.5]], "unit": "strategy"}})
+    design = Design("policy-against-kelly", unit="strategy", ramp=((0.0, 0.1), (3.0, 0.5)))
+    assert config.experiment.design == design
+    assert Layer3Config().experiment.design == Design("policy-against-kelly")
+    again = Layer3Config(**json.loads(json.dumps(config.as_json())))
+    assert again.digest() == config.digest() != Layer3Config().digest()
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:

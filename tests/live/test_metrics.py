@@ -16,6 +16,9 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from layer3.ab.assignment import Arm, Design
+from layer3.ab.live import LiveExperiment
+from layer3.ab.store import Store
 from layer3.errors import ConfigurationError, SourceError
 from layer3.live.configuration import Layer3Config, load_config
 from layer3.live.metrics import LATENCY_BUCKETS, OTHER, Metrics, MetricsServer
@@ -285,6 +288,34 @@ def test_threads_lose_no_decision(clock: Clock) -> None:
     buckets = [found[f"decision_latency_seconds_bucket{{le={bound}}}"] for bound in LATENCY_BUCKETS]
     assert buckets == sorted(buckets)
     assert engine.counters["observer_errors"] == 0
+
+
+def test_an_experiment_is_shown_where_there_is_one(clock: Clock, tmp_path: Path) -> None:
+    path = tmp_path / "ab.sqlite"
+    with LiveExperiment(Store(path), Store(path, read_only=True), Design("x"), forced=Arm.KELLY) as live:
+        config = load_config(None, CLOUD)
+        engine = Layer3Phase1(config, clock=clock, connect=lambda _, breaker: Server(breaker), assigner=live)
+        registry = CollectorRegistry()
+        engine.observers += [live.observe, Metrics(registry, engine, experiment=live).observe]
+        for _ in range(3):
+            engine.calculate_position(signal(clock), CALM, 100.0)
+        assert live.settle(30.0)
+        live.record_outcome("nobody", pnl_usd=0.0, realised_return=0.0, duration_s=0.0).wait(30.0)
+        with Store(path) as other:
+            other.stop("x", "by hand", clock.now)
+        wait_for(lambda: live.stopped)
+        found = values(registry)
+        text = generate_latest(registry).decode()
+    arms = {arm: found[f"experiment_decisions_total{{arm={arm}}}"] for arm in ("policy", "kelly", "unrecorded")}
+    assert arms == {"policy": 0.0, "kelly": 3.0, "unrecorded": 0.0}
+    assert (found["experiment_stopped"], found["experiment_refused_records_total"]) == (1.0, 1.0)
+    assert (found["experiment_waiting_records"], found["experiment_store_errors_total"]) == (0.0, 0.0)
+    # Kelly's size is neither the policy's doing nor a limit's.
+    assert "position_reductions_total{by=policy}" not in found
+    assert "position_reductions_total{by=limits}" not in found
+    command = [binary("promtool"), "check", "metrics"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    assert (done.stdout + done.stderr).count("\n") == 1
 
 
 def test_promtool_has_nothing_to_say_but_of_the_one_name_that_is_given(clock: Clock) -> None:
