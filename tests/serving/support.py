@@ -5,7 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -128,6 +130,51 @@ class Client:
             assert process is None or process.poll() is None, "the server ended"
             assert time.monotonic() < deadline, f"never {statuses}; last: {answer}"
             time.sleep(0.02)
+
+
+def exchange(port: int, *pieces: bytes, answers: int = 1, timeout: float = 20.0) -> bytes:
+    """What comes back on one connection for the bytes of ``pieces``: ``answers`` whole ones, or all until it closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=timeout) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+        return read_answers(connection, answers)
+
+
+def read_answers(connection: socket.socket, answers: int) -> bytes:
+    """The next ``answers`` whole answers, or less where the other side closes before."""
+    received = b""
+    while count_answers(received) < answers:
+        part = connection.recv(65536)
+        if not part:
+            break
+        received += part
+    return received
+
+
+def count_answers(received: bytes) -> int:
+    """How many whole answers ``received`` holds."""
+    count = 0
+    while b"\r\n\r\n" in received:
+        head, _, rest = received.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head)
+        size = int(length[1]) if length else 0
+        if len(rest) < size:
+            break
+        count, received = count + 1, rest[size:]
+    return count
+
+
+def statuses(received: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", received)]
+
+
+def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
+    """A request as bytes; underscores in the names of ``headers`` stand for dashes."""
+    lines = [f"{method} {path} HTTP/1.1", "Host: x"]
+    if body:
+        lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
 def settings_for(model_uri: str | Path = "", **environment: str) -> Settings:
