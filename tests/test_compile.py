@@ -2,6 +2,8 @@
 
 import configparser
 import importlib.metadata
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -167,9 +169,127 @@ def test_an_image_is_set_in_every_step_only_when_pinned(tmp_path):
         compiler.compile_pipelines(tmp_path, "europe-docker.pkg.dev/p/himari/pipeline:latest")
 
 
-def test_the_command_line_refuses_an_unpinned_image(tmp_path, capsys):
+def test_the_command_line_refuses_an_unpinned_image_unless_told(tmp_path, capsys):
     assert compiler.main(["--output", str(tmp_path), "--image", "x:latest"]) == 2
-    assert "sha256" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "sha256" in said
+    assert "--allow-tag" in said
+    assert compiler.main(["--output", str(tmp_path), "--image", "x:latest", "--allow-tag"]) == 0
+    assert images(yaml.safe_load((tmp_path / "training.yaml").read_text())) == {"x:latest"}
+
+
+def test_the_images_of_the_last_build_are_taken_from_its_file(tmp_path):
+    built = tmp_path / "images.json"
+    built.write_text(json.dumps({"components": PINNED, "serving": "x@sha256:" + "0" * 64}))
+    assert compiler.main(["--output", str(tmp_path), "--image", str(built)]) == 0
+    assert images(yaml.safe_load((tmp_path / "tuning.yaml").read_text())) == {PINNED}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot read the images of the last build"),
+        ("[]", "mapping"),
+        ("{", "is not YAML"),
+        ('{"serving": "x"}', 'names no image under "components"'),
+        ('{"components": "x:latest"}', "not pinned by digest"),
+    ],
+)
+def test_a_build_that_says_nothing_of_use_is_refused(tmp_path, capsys, content, words):
+    built = tmp_path / "images.json"
+    if content is not None:
+        built.write_text(content)
+    assert compiler.main(["--output", str(tmp_path / "build"), "--image", str(built)]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "build").exists()
+
+
+def images(spec):
+    """What every step runs on, custom jobs apart."""
+    return {executor["container"]["image"] for executor in spec["deploymentSpec"]["executors"].values()}
+
+
+@pytest.fixture(scope="module")
+def custom(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("build")
+    paths = compiler.compile_pipelines(folder, PINNED, custom_job=True)
+    assert [path.name for path in paths] == ["training.yaml", "tuning.yaml", "training-custom-job.yaml"]
+    return yaml.safe_load(paths[-1].read_text())
+
+
+@pytest.mark.parametrize("step", ["train", "walk"])
+def test_training_may_be_a_custom_job_on_a_spot_machine(custom, step):
+    inputs = custom["components"][f"comp-{step}"]["inputDefinitions"]["parameters"]
+    given = {name: item.get("defaultValue") for name, item in inputs.items()}
+    assert given["strategy"] == "SPOT"
+    assert given["restart_job_on_worker_restart"] is True
+    assert given["timeout"] == "7200s"
+    assert given["service_account"] == "{{$.pipeline_service_account}}"
+    (pool,) = given["worker_pool_specs"]
+    assert pool["machine_spec"] == {
+        "machine_type": "n1-standard-4",
+        "accelerator_type": "NVIDIA_TESLA_T4",
+        "accelerator_count": 1,
+    }
+    assert pool["container_spec"]["image_uri"] == PINNED
+    assert pool["container_spec"]["command"] == ["python3", "-m", "kfp.dsl.executor_main"]
+    assert pool["container_spec"]["args"][-1] == step
+    assert (body(custom) | folds_of(custom)[1])[step]["retryPolicy"]["maxRetryCount"] == 2
+
+
+def test_a_custom_job_differs_from_a_step_in_its_machine_alone(custom, tmp_path):
+    plain = yaml.safe_load(compiler.compile_pipelines(tmp_path, PINNED)[0].read_text())
+    assert set(custom["deploymentSpec"]["executors"]) == set(plain["deploymentSpec"]["executors"])
+    for name, component in plain["components"].items():
+        if name in ("comp-train", "comp-walk"):
+            theirs = custom["components"][name]
+            assert types(theirs["inputDefinitions"]) == types(component["inputDefinitions"])
+            assert types(theirs["outputDefinitions"]) == types(component["outputDefinitions"])
+            assert set(component["inputDefinitions"]["parameters"]) <= set(theirs["inputDefinitions"]["parameters"])
+        else:
+            assert custom["components"][name] == component
+    assert custom["root"] == plain["root"]
+    ours = {
+        name: item for name, item in custom["deploymentSpec"]["executors"].items() if name[5:] not in ("train", "walk")
+    }
+    assert ours.items() <= plain["deploymentSpec"]["executors"].items()
+
+
+def types(definitions):
+    """The types of the artifacts that go in or come out."""
+    return {name: item["artifactType"] for name, item in definitions["artifacts"].items()}
+
+
+def test_a_custom_job_is_what_vertex_understands(custom):
+    """The launcher's payload, its placeholders filled in, is a CustomJob of the service's own message type."""
+    from google.cloud import aiplatform_v1 as v1
+    from google.protobuf import json_format
+
+    container = custom["deploymentSpec"]["executors"]["exec-train"]["container"]
+    inputs = custom["components"]["comp-train"]["inputDefinitions"]["parameters"]
+    payload = container["args"][container["args"].index("--payload") + 1]
+    job = v1.CustomJob()
+    json_format.ParseDict(json.loads(filled(payload, inputs)), v1.CustomJob.pb(job))
+    assert job.job_spec.scheduling.strategy == v1.Scheduling.Strategy.SPOT
+    assert job.job_spec.scheduling.timeout.total_seconds() == 7_200
+    machine = job.job_spec.worker_pool_specs[0].machine_spec
+    assert (machine.machine_type, machine.accelerator_type.name, machine.accelerator_count) == (
+        "n1-standard-4",
+        "NVIDIA_TESLA_T4",
+        1,
+    )
+
+
+def filled(payload, inputs):
+    """The payload as the service fills it in from the defaults of the component's parameters."""
+
+    empty = {"LIST": [], "STRUCT": {}}
+
+    def value(found):
+        given = inputs[found[1]].get("defaultValue", empty.get(inputs[found[1]]["parameterType"], ""))
+        return given if isinstance(given, str) else json.dumps(given)
+
+    return re.sub(r"\{\{\$\.inputs\.parameters\['(\w+)'\]\}\}", value, payload).replace("\n", "\\n")
 
 
 def test_nothing_reads_the_environment_at_import(tmp_path):
