@@ -17,7 +17,6 @@ import logging
 import secrets
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,13 +38,12 @@ from layer3.live.outcome import Limits, refused
 from layer3.live.risk import KillSwitch
 from layer3.live.sources import Answer, Asker, Multipliers
 from layer3.live.state import Saver, read_state, write_state
+from layer3.live.telling import Observer, Teller
 from layer3.sizing.chain import decide
 from layer3.types import FALLBACK_KELLY, CascadeIndicators, ClosedTrade, PositionSizingDecision, TacticalSignal
 
 __all__ = ["Layer3Phase1", "Observer"]
 
-#: Called after each decision, with what it was made from.
-Observer = Callable[[PositionSizingDecision, Inputs], None]
 _log = logging.getLogger(__name__)
 _NOBODY = Answer(1.0, FALLBACK_KELLY)
 
@@ -108,15 +106,15 @@ class Layer3Phase1:
         if not isinstance(config, Layer3Config):
             raise ConfigurationError(f"config is {config!r}; it must be a Layer3Config, see load_config")
         self._clock, self._timer, self._connect = clock, timer, connect
-        self._multipliers, self._assigner, self._source = multipliers, assigner, ""
+        self._multipliers, self._assigner = multipliers, assigner
         self._rng = np.random.default_rng(seed)
         self._lock = threading.Lock()
         self._instance, self._sequence = secrets.token_hex(4), 0
         self._memory = Memory()
         self._retired: Asker | None = None
         self._saver: Saver | None = None
-        self.observers: list[Observer] = []
-        self.counters: Counter[str] = Counter()
+        self._teller = Teller()
+        self.observers, self.counters = self._teller.observers, self._teller.counters
         self.kill_switch = KillSwitch()
         self._active = prepare(config, connect, self._rng, timer, None, multipliers)
         self._aim_kill_switch()
@@ -242,7 +240,7 @@ class Layer3Phase1:
             if (config.chain, config.market) != (before.config.chain, before.config.market):
                 self._memory = Memory.restored(config.chain, config.market.bar_seconds, self._memory.to_json())
             self._aim_kill_switch()
-            self.counters["reloads"] += 1
+            self._teller.count("reloads")
         if before.client is not active.client:
             # A decision under way may still ask the old client; the one before it nobody knows any more.
             retired, self._retired = self._retired, before.client
@@ -314,7 +312,8 @@ class Layer3Phase1:
         # zero, counted, logged with its traceback, named in the reason.
         except Exception as error:  # noqa: BLE001
             decision = self._broken(inputs, error, started)
-        return self._told(decision, inputs)
+        self._teller.tell(decision, inputs, self._active.config)
+        return decision
 
     def _finish(
         self, active: Active, name: str, draft: Assessed, answer: Answer, inputs: Inputs, started: float
@@ -375,34 +374,6 @@ class Layer3Phase1:
         took = (self._timer() - started) * 1e3
         return {"decision_id": name, "timestamp_ns": inputs.now_ns, "config_hash": active.digest, "latency_ms": took}
 
-    def _told(self, decision: PositionSizingDecision, inputs: Inputs) -> PositionSizingDecision:
-        """Count, log and show the decision."""
-        turned = False
-        with self._lock:
-            self.counters["decisions"] += 1
-            if decision.refusal is not None:
-                self.counters[f"refused.{decision.refusal}"] += 1
-            elif decision.multiplier_source != self._source:
-                turned, self._source = True, decision.multiplier_source
-        config = self._active.config
-        if turned:
-            level = logging.WARNING if decision.passed_over and config.policy.enabled else logging.INFO
-            _log.log(level, "another source gives the multipliers now", extra=_answered(decision))
-        if config.policy.enabled and config.logging.policy_answers and decision.refusal is None:
-            _log.info("the policy's answer", extra=_answered(decision))
-        if decision.refusal is not None:
-            details = {"decision_id": decision.decision_id, "symbol": decision.symbol, "refusal": decision.refusal}
-            _log.warning(decision.reason, extra=details)
-        for observer in self.observers:
-            try:
-                observer(decision, inputs)
-            # Whoever looks on must not keep a size from its caller: counted and logged, the decision stands.
-            except Exception:  # noqa: BLE001
-                with self._lock:
-                    self.counters["observer_errors"] += 1
-                _log.exception("an observer failed", extra={"decision_id": decision.decision_id})
-        return decision
-
     def _next_id(self) -> str:
         self._sequence += 1
         return f"{self._instance}-{self._sequence:08x}"
@@ -431,14 +402,3 @@ def _unasked(active: Active, draft: Assessed) -> Answer | None:
     if draft.stop is None:
         return None
     return active.sources.nobody(f"nobody was asked: {draft.stop[0]} makes the size zero")
-
-
-def _answered(decision: PositionSizingDecision) -> dict[str, Any]:
-    return {
-        "decision_id": decision.decision_id,
-        "symbol": decision.symbol,
-        "multiplier": decision.multiplier,
-        "source": decision.multiplier_source,
-        "model_version": decision.model_version,
-        "passed_over": list(decision.passed_over),
-    }
