@@ -117,7 +117,7 @@ def _no_project(cloud: Cloud, error: RefusedError) -> Missing:
 def _may_not_look(cloud: Cloud, error: RefusedError) -> Missing:
     cause = error.__cause__
     if isinstance(cause, exceptions.GoogleAPICallError) and _reason(cause) == "SERVICE_DISABLED":
-        service = str(cause.error_info.metadata.get("service", "serviceusage.googleapis.com"))
+        service = str((cause.metadata or {}).get("service", "serviceusage.googleapis.com"))
         return Missing(f"the API {service} is not enabled", _enable(cloud, [service]))
     return Missing(
         f"this account may not look whether all is there ({cause})",

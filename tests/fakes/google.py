@@ -82,6 +82,7 @@ class _Fault:
     status: int
     retry_after: float | None
     message: str
+    details: Sequence[Mapping[str, Any]]
     times: int
     skip: int
 
@@ -183,6 +184,7 @@ class FakeGoogle:
         status: int = 503,
         retry_after: float | None = None,
         message: str = "injected failure",
+        details: Sequence[Mapping[str, Any]] = (),
         times: int = 1,
         skip: int = 0,
     ) -> None:
@@ -193,7 +195,7 @@ class FakeGoogle:
         starts an operation) lets the operation never end.
         """
         with self.lock:
-            self._faults.setdefault(name, []).append(_Fault(kind, status, retry_after, message, times, skip))
+            self._faults.setdefault(name, []).append(_Fault(kind, status, retry_after, message, details, times, skip))
 
     def heal(self) -> None:
         """Take all faults back."""
@@ -277,7 +279,11 @@ class FakeGoogle:
             return None
         if fault is not None and fault.kind == "status":
             headers = {} if fault.retry_after is None else {"Retry-After": f"{fault.retry_after:g}"}
-            return fault.status, headers, _error(_STATUS_WORDS[fault.status], fault.status, fault.message)
+            return (
+                fault.status,
+                headers,
+                _error(_STATUS_WORDS[fault.status], fault.status, fault.message, fault.details),
+            )
         _CURRENT.endless = fault is not None and fault.kind == "endless"
         try:
             if found is None:

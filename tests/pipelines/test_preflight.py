@@ -1,0 +1,259 @@
+"""What is missing before a run is submitted: each thing with its command, all of them at once."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from layer3.errors import SourceError
+from pipelines.preflight import APIS, images_of, missing
+from serving.cloud import Cloud
+from tests.fakes.cloud import COMPONENTS, SERVING, World, world
+
+PIPELINE = "himari-dev-pipeline@himari-test.iam.gserviceaccount.com"
+SERVICE = "himari-dev-serving@himari-test.iam.gserviceaccount.com"
+ME = 'user:"$(gcloud config get account)"'
+BUILD = "make images REPOSITORY=us-central1-docker.pkg.dev/himari-test/himari STORE=gs://bucket"
+
+
+@pytest.fixture(scope="module")
+def cloud_here(tmp_path_factory) -> Iterator[World]:
+    with world(tmp_path_factory.mktemp("cloud") / "world") as here:
+        yield here
+
+
+@pytest.fixture
+def here(cloud_here: World) -> Iterator[World]:
+    """The cloud in which nothing is missing, put right again after each test."""
+    project, gcs = cloud_here.project, cloud_here.gcs
+    kept = {
+        name: value.copy() if isinstance(value, set | dict) else value
+        for name, value in vars(project).items()
+        if name in ("exists", "enabled", "images", "accounts", "roles", "may_act_as", "account_roles")
+    }
+    buckets, roles, number = gcs.buckets.copy(), gcs.roles.copy(), gcs.project_number
+    project.calls.clear()
+    yield cloud_here
+    vars(project).update(kept)
+    gcs.buckets, gcs.roles, gcs.project_number = buckets, roles, number
+    project.heal()
+
+
+def spec_of(here: World) -> dict:
+    return yaml.safe_load(here.spec.read_text())
+
+
+def asked_of(here: World, **changes: object) -> list[tuple[str, str]]:
+    cloud = dataclasses.replace(here.cloud, **changes)
+    found = missing(cloud, here.cloud.images(), spec_of(here), sleep=lambda seconds: None)
+    return [(item.what, item.fix) for item in found]
+
+
+def test_where_nothing_is_missing_nothing_is_said_and_nothing_is_changed(here):
+    assert asked_of(here) == []
+    asked = {call.name for call in here.project.calls}
+    assert asked == {
+        "GetProject",
+        "GetIamPolicy",
+        "BatchGetServices",
+        "GetServiceAccount",
+        "TestAccount",
+        "GetAccountPolicy",
+        "GetDockerImage",
+    }
+    assert all("Authorization" not in call.headers for call in here.project.calls)
+
+
+def test_every_step_runs_on_the_image_of_the_last_build(here):
+    assert set(images_of(spec_of(here))) == {COMPONENTS}
+
+
+@pytest.mark.parametrize(
+    ("take_away", "what", "fix"),
+    [
+        (
+            lambda here: setattr(here.project, "exists", False),
+            "there is no project himari-test, or this account may not see it (correct `project` if it is mistyped)",
+            "gcloud projects create himari-test",
+        ),
+        (
+            lambda here: here.project.enabled.difference_update({APIS[0], APIS[5]}),
+            "not enabled in himari-test: aiplatform.googleapis.com, run.googleapis.com",
+            "gcloud services enable aiplatform.googleapis.com run.googleapis.com --project=himari-test",
+        ),
+        (
+            lambda here: here.gcs.buckets.clear(),
+            "there is no bucket gs://bucket",
+            "gcloud storage buckets create gs://bucket --project=himari-test --location=us-central1 "
+            "--uniform-bucket-level-access --public-access-prevention",
+        ),
+        (
+            lambda here: setattr(here.gcs, "project_number", 666),
+            "the bucket gs://bucket belongs to another project than himari-test: name one of its own as `store` in the "
+            "cloud's configuration",
+            "gcloud storage buckets create gs://himari-test-himari --project=himari-test --location=us-central1 "
+            "--uniform-bucket-level-access --public-access-prevention",
+        ),
+        (
+            lambda here: here.gcs.roles.clear(),
+            f"{PIPELINE} has not roles/storage.objectUser on gs://bucket",
+            f"gcloud storage buckets add-iam-policy-binding gs://bucket --member=serviceAccount:{PIPELINE} "
+            "--role=roles/storage.objectUser",
+        ),
+        (lambda here: here.project.images.discard(SERVING), f"there is no image {SERVING}", BUILD),
+        (lambda here: here.project.images.discard(COMPONENTS), f"there is no image {COMPONENTS}", BUILD),
+        (
+            lambda here: here.project.accounts.pop(SERVICE),
+            f"there is no service account {SERVICE}",
+            "gcloud iam service-accounts create himari-dev-serving --project=himari-test",
+        ),
+        (
+            lambda here: here.project.accounts.update({SERVICE: True}),
+            f"the service account {SERVICE} is disabled",
+            f"gcloud iam service-accounts enable {SERVICE}",
+        ),
+        (
+            lambda here: here.project.roles.pop("roles/logging.logWriter"),
+            f"{PIPELINE} has not roles/logging.logWriter",
+            f"gcloud projects add-iam-policy-binding himari-test --member=serviceAccount:{PIPELINE} "
+            "--role=roles/logging.logWriter --condition=None",
+        ),
+        (
+            lambda here: here.project.may_act_as.clear(),
+            f"this account may not start runs as {PIPELINE}",
+            f"gcloud iam service-accounts add-iam-policy-binding {PIPELINE} --member={ME} "
+            "--role=roles/iam.serviceAccountUser",
+        ),
+        (
+            lambda here: here.project.account_roles.clear(),
+            f"{PIPELINE} may not release services that run as {SERVICE}",
+            f"gcloud iam service-accounts add-iam-policy-binding {SERVICE} --member=serviceAccount:{PIPELINE} "
+            "--role=roles/iam.serviceAccountUser",
+        ),
+    ],
+)
+def test_each_missing_thing_has_its_one_command(here, take_away, what, fix):
+    take_away(here)
+    assert asked_of(here) == [(what, fix)]
+
+
+def test_all_that_is_missing_is_said_at_once(here):
+    here.gcs.buckets.clear()
+    here.project.enabled.clear()
+    here.project.images.clear()
+    here.project.roles.clear()
+    here.project.accounts.clear()
+    fixes = [fix for _, fix in asked_of(here)]
+    assert len(fixes) == 8
+    words = "services enable", "buckets create", "make images", "service-accounts create", "roles/aiplatform.user"
+    assert all(any(word in fix for fix in fixes) for word in words)
+
+
+def test_a_role_that_holds_another_is_enough(here):
+    member = {f"serviceAccount:{PIPELINE}"}
+    here.gcs.roles = {"roles/storage.admin": member}
+    here.project.roles = {"roles/aiplatform.admin": member, "roles/editor": member}
+    assert asked_of(here) == []
+
+
+def test_a_pipeline_compiled_for_another_image_is_compiled_again(here):
+    spec = spec_of(here)
+    for executor in spec["deploymentSpec"]["executors"].values():
+        executor["container"]["image"] = "himari-pipeline:unset"
+    (found,) = missing(here.cloud, here.cloud.images(), spec)
+    assert found.what == f"the pipeline was compiled for himari-pipeline:unset, the last build pushed {COMPONENTS}"
+    assert found.fix == f"make compile IMAGE={here.cloud.images_file}"
+
+
+def test_without_a_build_there_is_an_image_to_build(here):
+    (found,) = missing(here.cloud, None, spec_of(here))
+    assert (found.what, found.fix) == (f"no image was built yet: there is no {here.cloud.images_file}", BUILD)
+
+
+def test_an_image_elsewhere_is_not_taken(here):
+    elsewhere = f"docker.io/himari/serving@sha256:{'0' * 64}"
+    images = dataclasses.replace(here.cloud.images(), serving=elsewhere)
+    (found,) = missing(here.cloud, images, spec_of(here))
+    assert elsewhere in found.what
+    assert found.fix == BUILD
+
+
+@pytest.mark.parametrize("call", ["BatchGetServices", "GetServiceAccount", "GetIamPolicy", "TestAccount"])
+def test_who_may_not_look_is_told_how_to_be_allowed(here, call):
+    here.project.fail(call, status=403, message="Permission denied.")
+    (found,) = asked_of(here)
+    assert "may not look" in found[0]
+    assert "Permission denied." in found[0]
+    assert found[1] == (
+        f"gcloud projects add-iam-policy-binding himari-test --member={ME} --role=roles/iam.securityReviewer"
+    )
+
+
+def test_credentials_that_are_not_there_leave_nothing_else_to_ask(here, monkeypatch, tmp_path):
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
+    real = Cloud(project="himari-test", store="gs://bucket", images_file=str(tmp_path / "images.json"))
+    found = missing(real, None, spec_of(here))
+    assert [item.fix for item in found] == [
+        "make images REPOSITORY=us-central1-docker.pkg.dev/himari-test/himari-dev STORE=gs://bucket",
+        "gcloud auth application-default login",
+    ]
+    assert here.project.calls == []
+
+
+def test_credentials_that_do_not_work_are_renewed(here):
+    here.project.fail("GetProject", status=401, message="Request had invalid authentication credentials.")
+    (found,) = asked_of(here)
+    assert "credentials do not work" in found[0]
+    assert found[1] == "gcloud auth application-default login"
+
+
+CALLS = [
+    "GetProject",
+    "BatchGetServices",
+    "GetDockerImage",
+    "GetServiceAccount",
+    "GetIamPolicy",
+    "TestAccount",
+    "GetAccountPolicy",
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("fault", [{"kind": "drop"}, {"status": 503, "retry_after": 7}, {"status": 429}])
+def test_a_call_that_fails_once_is_made_again(here, call, fault):
+    waits: list[float] = []
+    here.project.fail(call, **fault)
+    found = missing(here.cloud, here.cloud.images(), spec_of(here), sleep=waits.append)
+    assert found == []
+    assert waits == [fault.get("retry_after", 1.0)]
+
+
+def test_a_service_that_never_answers_is_said(here):
+    here.project.fail("GetDockerImage", "drop", times=100)
+    with pytest.raises(SourceError, match=r"cannot see the image.*then run the same again"):
+        asked_of(here)
+
+
+def test_an_api_that_is_off_is_named_where_looking_needs_it(here):
+    """What Google answers when the API that a check itself uses was never enabled."""
+    disabled = {
+        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+        "reason": "SERVICE_DISABLED",
+        "domain": "googleapis.com",
+        "metadata": {"service": "iam.googleapis.com", "consumer": "projects/424242424242"},
+    }
+    here.project.fail("GetServiceAccount", status=403, message="IAM API has not been used", details=[disabled])
+    (found,) = asked_of(here)
+    assert found == (
+        "the API iam.googleapis.com is not enabled",
+        "gcloud services enable iam.googleapis.com --project=himari-test",
+    )
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_bucket_that_is_busy_is_asked_again(here, status):
+    waits: list[float] = []
+    here.gcs.fail(status)
+    assert missing(here.cloud, here.cloud.images(), spec_of(here), sleep=waits.append) == []
+    assert waits == [1.0]
