@@ -101,6 +101,8 @@ def under_load(
         tell(f"{half:,.0f} requests/s, whoever is slow")
         arrivals = measure.random_arrivals(first_two, half, plan.rounds, plan.seconds)
         held = {server.contender.name: memory(server.pid) for server in servers}
+        measure.look_at_pages(servers[1])
+        held[f"{OURS}, after a look at /docs"] = memory(servers[1].pid)
     failed = sum(each.errors for each in (*loads.values(), *batches.values(), *arrivals.values()))
     asked = sum(each.requests for each in (*loads.values(), *batches.values(), *arrivals.values()))
     return [

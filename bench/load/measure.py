@@ -16,7 +16,7 @@ from bench.load.requests import bodies, request, states
 from bench.load.servers import Contender, Running, running, seconds_to_ready
 from layer3.agent.policy import PARITY, Policy
 
-__all__ = ["BATCH", "Arrivals", "Figures", "batches", "check", "loads", "random_arrivals", "starts"]
+__all__ = ["BATCH", "Arrivals", "Figures", "batches", "check", "loads", "look_at_pages", "random_arrivals", "starts"]
 
 #: States in one request for many.
 BATCH = 1_024
@@ -63,6 +63,19 @@ def check(server: Running, policy: Policy) -> None:
             raise RuntimeError(
                 f"ours answers {status} to a caller without a key: what is measured is not what is served"
             )
+
+
+def look_at_pages(server: Running) -> None:
+    """Ask for the page of its API, for which our server loads what it does without otherwise."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10.0)
+    try:
+        for path in ("/docs", "/openapi.json"):
+            connection.request("GET", path)
+            if (status := (answer := connection.getresponse()).status) != 200:
+                raise RuntimeError(f"{path} is answered with {status}")
+            answer.read()
+    finally:
+        connection.close()
 
 
 def loads(

@@ -117,6 +117,10 @@ def nonsense(server: Server, mutations: int, seed: int, growth_mib: float) -> st
             found = converse(server, sent, piece)
             _require_documented(name, found)
             assert expected is None or found == expected, f"{name}: expected {expected}, got {found}"
+    # What is loaded with the first page is loaded once.
+    assert server.ask("GET", "/docs").status == server.ask("GET", "/openapi.json").status == 200
+    for number in range(100):
+        converse(server, mutated(random.Random(number)))
     server.require_sound()
     before, rng = server.resident(), random.Random(seed)
     answered: Counter[str] = Counter()
