@@ -26,7 +26,6 @@ from layer3.net.wire import Answer, brief, request_bytes
 
 __all__ = ["REQUEST_ID_HEADER", "PolicyClient", "RemoteAnswer", "fetch_multiplier"]
 
-#: A caller may send it with the contract it was built for, and finds the server's in every prediction.
 #: Sent with each request; a server that sends one back must send the same.
 REQUEST_ID_HEADER: Final = "X-Request-Id"
 _ENDING: Final = "/predict"

@@ -253,6 +253,7 @@ class Layer3Phase1:
             breaker = self._active.breaker
             return {
                 "saved_at_ns": self._clock(),
+                "latest": self._id(),
                 "config_hash": self._active.digest,
                 "memory": self._memory.to_json(),
                 "kill_switch": self.kill_switch.engaged,
@@ -374,9 +375,13 @@ class Layer3Phase1:
         took = (self._timer() - started) * 1e3
         return {"decision_id": name, "timestamp_ns": inputs.now_ns, "config_hash": active.digest, "latency_ms": took}
 
+    def _id(self) -> str:
+        """The id of the latest decision that was begun."""
+        return f"{self._instance}-{self._sequence:08x}"
+
     def _next_id(self) -> str:
         self._sequence += 1
-        return f"{self._instance}-{self._sequence:08x}"
+        return self._id()
 
     def _aim_kill_switch(self) -> None:
         file = self._active.config.risk.kill_file

@@ -31,11 +31,12 @@ from layer3.live.recorder import CONFIGURATION, REJECTED, RESET, RESIDUAL
 from layer3.live.sources import Answer, load_local
 from layer3.types import LOCAL_MODEL, Arms, TacticalSignal
 
-__all__ = ["Difference", "Outcome", "main", "replay"]
+__all__ = ["KILLED", "Difference", "Outcome", "main", "replay"]
 
 #: Not compared: how long it took, and what is counted anew in each process.
 _SKIPPED: Final = ("latency_ms", "decision_id")
-_KILLED: Final = "not sized: the kill switch is on: "
+#: How the reason of a decision begins that the kill switch stopped; why it was on follows.
+KILLED: Final = "not sized: the kill switch is on: "
 _OF_TYPE: Final = "of type "
 _MISSING: Final = "(no such field)"
 
@@ -50,10 +51,11 @@ class Difference(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How many decisions were made again, how many had been made by a fault or without a clock, and what differs."""
+    """How many decisions were made again, what differs, and what the engine knew after the last one (a snapshot)."""
 
     decisions: int
     differences: list[Difference]
+    state: dict[str, Any]
 
 
 class _Recorded:
@@ -144,7 +146,7 @@ def replay(
                 raise DataError(f"a record of the unknown kind {kind!r}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"a record is not one that the engine wrote ({error!r}): {str(record)[:200]}") from error
-    return Outcome(decisions, found)
+    return Outcome(decisions, found, {} if replayed is None else replayed.snapshot())
 
 
 def _in_order(records: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -196,7 +198,7 @@ def _again(engine: Layer3Phase1, record: Mapping[str, Any], clock: _Clock, told:
     clock.now_ns = given.pop("now_ns")
     told.turn_to(then)
     if then["refusal"] == risk.KILL_SWITCH:
-        engine.kill_switch.engage(then["reason"].removeprefix(_KILLED))
+        engine.kill_switch.engage(then["reason"].removeprefix(KILLED))
     now = engine.calculate_position(**arguments(given)).to_json()
     engine.kill_switch.release()
     now["config_hash"] = then["config_hash"]  # of the configuration as it was; the engine's reaches for nothing

@@ -36,6 +36,7 @@ from layer3.live.loop import Runner, SignalClock, decisions
 from layer3.live.metrics import Metrics, MetricsServer
 from layer3.live.phase1 import Layer3Phase1
 from layer3.live.recorder import Recorder, head
+from layer3.live.recovery import recovered
 from layer3.live.reload import ConfigWatcher
 from layer3.live.streams import Stop, open_sink, open_source, shown
 from layer3.live.table import DecisionTable
@@ -152,7 +153,8 @@ def _assemble(
     clock = SignalClock() if options.clock == "signal" else None
     now = time.time_ns if clock is None else clock
     experiment = None if config.experiment.path is None else open_things.enter_context(_experiment(config))
-    engine = open_things.enter_context(Layer3Phase1(config, clock=now, assigner=experiment))
+    engine = open_things.enter_context(Layer3Phase1(config, clock=now, assigner=experiment, state=recovered(config)))
+    engine.save()  # from here on a missing snapshot is one that somebody moved away
     recorder = None
     settings = config.decision_log
     if settings.path is not None:

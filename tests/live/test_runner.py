@@ -138,6 +138,51 @@ def test_stopped_and_started_it_decides_as_if_it_had_not_been(tmp_path: Path, wh
     assert [plain(answer) for answer in found] == [plain(answer) for answer in whole]
 
 
+def test_killed_again_and_again_it_decides_as_if_it_had_not_been(tmp_path: Path, whole: list[dict[str, Any]]) -> None:
+    lines = EXAMPLE.read_bytes().splitlines(keepends=True)
+    settings = {"STATE__PATH": tmp_path / "state.json", "DECISION_LOG__PATH": tmp_path / "log.jsonl"}
+    found: list[dict[str, Any]] = []
+    for part in (lines[:7], lines[7:30], lines[30:50], lines[50:]):
+        with start("--clock", "signal", errors=tmp_path / "errors", **settings) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(b"".join(part))
+            process.stdin.flush()
+            found += [json.loads(process.stdout.readline()) for _ in part]
+            process.kill()
+            process.communicate(timeout=60)
+    assert [plain(answer) for answer in found] == [plain(answer) for answer in whole]
+    # It was the log that knew, and each of its parts can be made again.
+    assert b"is made again from the decision log" in (tmp_path / "errors").read_bytes()
+    command = [sys.executable, "-m", "layer3.live.replay", "--log", str(settings["DECISION_LOG__PATH"])]
+    again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (again.returncode, again.stdout) == (0, "49 decisions made again, 0 differ (0 fields)\n")
+
+
+def test_a_kill_switch_stays_on_over_a_kill_and_a_snapshot_that_was_moved_away_is_not_brought_back(
+    tmp_path: Path,
+) -> None:
+    state = tmp_path / "state.json"
+    settings = {"STATE__PATH": state, "DECISION_LOG__PATH": tmp_path / "log.jsonl", "RISK__KILL_SIGNAL": True}
+    with start(**settings) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for sent in (None, signal.SIGUSR1):
+            if sent is not None:
+                process.send_signal(sent)
+            process.stdin.write(fresh())
+            process.stdin.flush()
+            answer = json.loads(process.stdout.readline())
+        assert answer["refusal"] == "kill_switch"
+        process.kill()
+        process.communicate(timeout=60)
+    [still] = answers(run(stdin=fresh(), **settings).stdout)
+    assert (still["refusal"], still["reason"]) == ("kill_switch", answer["reason"])
+    state.unlink()
+    [anew] = answers(run(stdin=fresh(), **settings).stdout)
+    assert anew["refusal"] is None
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_told_to_stop_while_it_waits(tmp_path: Path, name: str) -> None:
     paths = {"STATE__PATH": tmp_path / "state.json", "DECISION_LOG__PATH": tmp_path / "log.jsonl"}
