@@ -401,12 +401,17 @@ def cloud_build(workspace: Path, base: str, severities: str = "HIGH\nLOW", **cha
         )
         (tools / tool).chmod(0o755)
     said = yaml.safe_load((workspace / "cloudbuild.yaml").read_text())
-    values = said["substitutions"] | {"_COMMIT": "c0ffee", "_REPOSITORY": "r.pkg.dev/p/himari", "_STORE": "gs://store"}
+    values = said["substitutions"] | {
+        "_COMMIT": "c0ffee",
+        "_REPOSITORY": changes.get("repository", "r.pkg.dev/p/himari"),
+        "_STORE": "gs://store",
+    }
     order = [step["id"] for step in said["steps"]]
     environment = os.environ | {"PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for number, step in enumerate(said["steps"]):
         assert set(step.get("waitFor", [])) <= set(order[:number])
-        line = [step["entrypoint"], *(re.sub(r"\$(_\w+)", lambda m: values[m[1]], word) for word in step["args"])]
+        words = (re.sub(r"\$(_\w+)", lambda m: values[m[1]], word) for word in step["args"])
+        line = [step["entrypoint"], *(word.replace("$$", "$") for word in words)]
         done = subprocess.run(line, cwd=workspace, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             return done.returncode, done.stdout + done.stderr
@@ -456,3 +461,37 @@ def test_a_base_without_a_digest_is_not_built_on(tmp_path: Path, base: str) -> N
     assert status == 2
     assert "run make pin-images" in said
     assert told_by(tmp_path / "told") == []
+
+
+def test_a_build_that_is_not_told_where_to_is_not_begun(tmp_path: Path) -> None:
+    status, said = cloud_build(tmp_path, BASE, repository="")
+    assert status == 2
+    assert "as make images does" in said
+    assert told_by(tmp_path / "told") == []
+
+
+def test_make_images_builds_the_commit_that_is_checked_out_and_no_other(tmp_path: Path) -> None:
+    shutil.copy2(ROOT / "Makefile", tmp_path)
+    (tmp_path / "gcloud").write_text('#!/bin/sh\nprintf "%s\\n" "$@" >> told\n')
+    (tmp_path / "gcloud").chmod(0o755)
+    (tmp_path / ".gitignore").write_text("told\nbuild\n")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "GIT_"))}
+    environment = inherited | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    identity = ["-c", "user.name=tests", "-c", "user.email=tests@example.com"]
+    for words in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "all"]):
+        assert run("git", *words).returncode == 0
+    commit = run("git", "rev-parse", "HEAD").stdout.strip()
+    command = ["make", "images", "REPOSITORY=r.pkg.dev/p/himari", "STORE=gs://store/a path"]
+    assert run(*command).returncode == 0
+    told = (tmp_path / "told").read_text().splitlines()
+    assert f"_COMMIT={commit},_REPOSITORY=r.pkg.dev/p/himari,_STORE=gs://store/a path" in told
+    assert told[-2:] == [f"gs://store/a path/images/{commit}.json", "build/images.json"]
+    (tmp_path / "new.py").touch()
+    refused = run(*command)
+    assert refused.returncode == 2
+    assert "commit first" in refused.stdout + refused.stderr
+    assert (tmp_path / "told").read_text().splitlines() == told
