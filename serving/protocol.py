@@ -105,7 +105,7 @@ class Connection(HttpToolsProtocol):
             return
         except httptools.HttpParserError:
             if not self.transport.is_closing():
-                self._reject(self.fault or Problem(HTTPStatus.BAD_REQUEST, "this is not HTTP/1.1 (RFC 9112)"))
+                self._reject(self.fault or _not_http())
             return
         if self.reading:
             end = data.rfind(b"\r\n\r\n")
@@ -152,14 +152,11 @@ class Connection(HttpToolsProtocol):
         found = self.direct.get(self.url)
         if self.crowded and found is not None and found[1].guarded:
             self._stop(Overloaded())
-        method = _METHODS.get(self.parser.get_method())
-        if (
-            found is not None
-            and method is not None
-            and not self.busy
-            and not self.parser.should_upgrade()
-            and self.parser.get_http_version() == "1.1"
-        ):
+        method, version = _METHODS.get(self.parser.get_method()), self.parser.get_http_version()
+        if version not in ("1.1", "1.0"):  # the parser knows 0.9 and 2.0 too
+            self._stop(_not_http())
+        plain = version == "1.1" and not self.busy and not self.parser.should_upgrade()
+        if plain and found is not None and method is not None:
             self.pending, self.method = found, method
         else:
             self._hand_over()
@@ -191,7 +188,9 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self.url, self.headers, self.parts, self.pending = url, headers, [], None
         self.scope["headers"] = headers
-        self.expect_100_continue = (b"expect", b"100-continue") in headers
+        self.expect_100_continue = any(
+            name == b"expect" and value.lower() == b"100-continue" for name, value in headers
+        )
         super().on_headers_complete()
         if self.crowded:
             self.cycle.keep_alive = False
@@ -251,6 +250,10 @@ def protocol_of(door: Door, limit: int) -> type[Connection]:
     """The class of connections that ``door`` answers; when more than ``limit`` are open, new ones are refused."""
     direct = {path.encode(): (path, route) for path, route in door.routes.items() if not route.is_page}
     return type("DoorConnection", (Connection,), {"door": door, "limit": limit, "direct": direct})
+
+
+def _not_http() -> Problem:
+    return Problem(HTTPStatus.BAD_REQUEST, "this is not HTTP/1.1 (RFC 9112)")
 
 
 def _headers_too_large() -> Problem:
