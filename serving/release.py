@@ -193,12 +193,9 @@ def _place(chosen: argparse.Namespace) -> tuple[str, Platform]:
     cloud.use_storage()
     target = Target.of(cloud)
     if chosen.command == "promote":
-        target = replace(
-            target,
-            image=cloud.images().serving,
-            window_seconds=chosen.window,
-            allow_unauthenticated=chosen.allow_unauthenticated,
-        )
+        target = replace(target, window_seconds=chosen.window, allow_unauthenticated=chosen.allow_unauthenticated)
+    if chosen.command == "promote" or (chosen.command == "rollback" and Path(cloud.images_file).exists()):
+        target = replace(target, image=cloud.images().serving)
     return cloud.store, connect(target, cloud.store, log=_say)
 
 

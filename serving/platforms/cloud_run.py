@@ -13,6 +13,7 @@ channel, then moves the traffic.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -123,7 +124,7 @@ class CloudRun:
     def roll_out(self, stored: StoredPolicy, progress: Progress, switch: Callable[[], Channel]) -> Channel:
         untouched = progress.undo
         with progress.step("revision"):
-            trial = self._start(stored.policy.model_id, progress, untouched)
+            trial = self._start(stored.policy.model_id, progress, untouched, None)
             progress.detail = f"{trial.revision}; the traffic is {share(trial.service)}"
         prove(self._tagged(trial.service, CANDIDATE), stored, progress, self._health_seconds, settling=True)
         since = self._now()
@@ -149,11 +150,13 @@ class CloudRun:
         stored = StoredPolicy(
             model_folder(self._store, champion.model_id), load_champion(self._store, champion), copied=False
         )
-        progress = Progress(None, lambda: 0.0, self._log)
+        service = self._api.service()
+        made = self._traffic.recorded(service, champion.model_id) if service else None
+        progress = Progress(None, time.monotonic, self._log)
         progress.model_id = champion.model_id
         progress.undo = lambda: ""
         with progress.step("revision"):
-            trial = self._start(champion.model_id, progress, progress.undo)
+            trial = self._start(champion.model_id, progress, progress.undo, made)
             progress.detail = trial.revision
         prove(self._tagged(trial.service, CANDIDATE), stored, progress, self._health_seconds, settling=True)
 
@@ -177,29 +180,36 @@ class CloudRun:
 
     # How.
 
-    def _start(self, model_id: str, progress: Progress, untouched: Callable[[], str]) -> _Trial:
-        """A revision of the model under the tag ``candidate`` and without traffic; made unless it is there."""
+    def _start(
+        self, model_id: str, progress: Progress, untouched: Callable[[], str], made: run_v2.Revision | None
+    ) -> _Trial:
+        """A revision of the model (``made`` if there is one) under the tag ``candidate`` and without traffic."""
         before = self._api.service()
         service = run_v2.Service(before) if before else self._new_service()
-        template = self._template(before, model_id)
-        template.revision, is_new = self._name(template)
-        base, is_champion = base_of(service, template.revision)
+        template = run_v2.RevisionTemplate()
+        if made is not None:
+            name, is_new = short(made.name), False
+        else:
+            template = self._template(before, model_id)
+            name, is_new = self._name(template)
+        base, is_champion = base_of(service, name)
         progress.undo = lambda: self._traffic.put_back(before, untouched)
-        self._traffic.share(service, arrange(service, base, is_champion, template.revision, 0))
+        self._traffic.share(service, arrange(service, base, is_champion, name, 0))
         self._traffic.mark(service)
         # Never reachable by anybody while it asks nobody: the check may stay off only if the newcomer checks too.
         service.invoker_iam_disabled = service.invoker_iam_disabled and self._target.allow_unauthenticated
         if is_new:
+            template.revision = name
             service.template = template
-        reached = as_asked(service, template.revision if is_new else None)
+        reached = as_asked(service, name if is_new else None)
         if before is None:
             service = self._api.create(service, reached)
         else:
             service = self._api.update(service, (*MASK, "template") if is_new else MASK, reached)
-        found = self._api.revision(template.revision)
+        found = self._api.revision(name)
         if found is not None and (failure := has_failed(found)):
-            raise ReleaseError(f"revision {template.revision} does not start: {failure}")
-        return _Trial(service, template.revision, base, is_champion)
+            raise ReleaseError(f"revision {name} does not start: {failure}")
+        return _Trial(service, name, base, is_champion)
 
     def _canary(self, trial: _Trial, stored: StoredPolicy, percent: int, since: datetime) -> str:
         service = trial.service

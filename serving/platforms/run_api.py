@@ -111,9 +111,11 @@ class RunApi:
     def delete(self, service: run_v2.Service) -> None:
         """Delete the service, unless it was changed since it was read."""
         request = run_v2.DeleteServiceRequest(name=service.name, etag=service.etag)
-        operation = self._ask(
+        operation = self._found(
             "delete the service", lambda: self._services.delete_service(request=request, **self._limits)
         )
+        if operation is None:  # the answer to an earlier attempt was lost
+            return
         if failure := self._await(operation.operation):
             raise RefusedError(f"Cloud Run could not delete {self._target.service}: {failure}")
 

@@ -104,12 +104,11 @@ class Traffic:
         """Delete revisions of ours that never came to serve; Cloud Run itself keeps its newest one."""
         served = {event.model_id for event in channel.history} | {channel.champion.model_id}
         routed = {revision for revision, _, _ in named(service)}
+        kept = {*routed, short(service.latest_created_revision)}
         for revision in self._api.revisions():
-            if model_of(revision) and model_of(revision) not in served and short(revision.name) not in routed:
-                if short(revision.name) == short(service.latest_created_revision):
-                    continue
-                if self._api.delete_revision(revision):
-                    self._log(f"removed revision {short(revision.name)}, which never came to serve")
+            stale = bool(model_of(revision)) and (model_of(revision) not in served or has_failed(revision))
+            if stale and short(revision.name) not in kept and self._api.delete_revision(revision):
+                self._log(f"removed revision {short(revision.name)}, which never came to serve")
 
     def put_back(self, before: run_v2.Service | None, untouched: Callable[[], str]) -> str:
         """Undo what this release has changed of the service; what serves then, as a sentence."""

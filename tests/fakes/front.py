@@ -8,9 +8,8 @@ Monitoring does. ``meddle`` may change what a revision answers.
 
 from __future__ import annotations
 
-import base64
+import contextlib
 import http.client
-import json
 import os
 import re
 import subprocess
@@ -23,11 +22,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
+import jwt
 from google.cloud import run_v2
 
+from tests.fakes import issuer
 from tests.fakes.google import Call, Refused
 from tests.fakes.servers import free_port
 
@@ -47,7 +48,7 @@ class Fleet:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running: dict[tuple[tuple[str, str], ...], tuple[subprocess.Popen[bytes], int]] = {}
-        self._logs: list[IO[bytes]] = []
+        self._logs = contextlib.ExitStack()
 
     def start(self, environment: Mapping[str, str], health: str, seconds: float) -> int | str:
         """The port of a server with this environment, once it is healthy; or why it is not."""
@@ -56,13 +57,12 @@ class Fleet:
             if key in self._running and self._running[key][0].poll() is None:
                 return self._running[key][1]
             port = free_port()
-            log = tempfile.TemporaryFile(prefix="himari-revision-")
-            self._logs.append(log)
+            log = self._logs.enter_context(tempfile.TemporaryFile(prefix="himari-revision-"))  # noqa: SIM115
             process = subprocess.Popen(
                 [sys.executable, "-m", "serving"],
                 cwd=_ROOT,
                 env={
-                    **{name: value for name, value in os.environ.items() if name not in ("MODEL_URI", "AUTH")},
+                    **{name: value for name, value in os.environ.items() if name != "MODEL_URI"},
                     **environment,
                     "PORT": str(port),
                     "HOST": "127.0.0.1",  # on Cloud Run it would be 0.0.0.0
@@ -87,8 +87,7 @@ class Fleet:
         for process, _ in self._running.values():
             process.kill()
             process.communicate()
-        for log in self._logs:
-            log.close()
+        self._logs.close()
 
 
 @dataclass
@@ -103,6 +102,7 @@ class _Route:
 @dataclass(frozen=True)
 class _Seen:
     revision: str
+    percent: int
     at: float
     status: int
     seconds: float
@@ -191,10 +191,10 @@ class Front:
         if route.service.invoker_iam_disabled:
             return 200, kept
         checked = "X-Serverless-Authorization" if "X-Serverless-Authorization" in kept else "Authorization"
-        claims = _claims(kept.get(checked, ""))
-        if claims is None or claims["aud"] not in (route.service.uri, *route.service.custom_audiences):
+        claims = _claims(kept.get(checked, ""), [route.service.uri, *route.service.custom_audiences])
+        if claims is None:
             return 401, {}
-        if claims["exp"] < time.time() or claims["email"] not in self.invokers:
+        if claims["email"] not in self.invokers:
             return 403, {}
         kept[checked] = kept[checked].rsplit(".", 1)[0] + ".SIGNATURE_REMOVED_BY_GOOGLE"
         return 200, kept
@@ -215,9 +215,9 @@ class Front:
                 route.given[chosen] = route.given.get(chosen, 0) + 1
             return chosen, percents.get(chosen, 0), self._ports.get(chosen)
 
-    def count(self, revision: str, status: int, seconds: float) -> None:
+    def count(self, revision: str, percent: int, status: int, seconds: float) -> None:
         with self._lock:
-            self.seen.append(_Seen(revision, time.time(), status, seconds))
+            self.seen.append(_Seen(revision, percent, time.time(), status, seconds))
 
     def _listen(self, handler: type, service: str, tag: str) -> str:
         kind = type("Handler", (handler,), {"front": self, "service": service, "tag": tag})
@@ -276,7 +276,7 @@ class _Door(_Quiet):
             status, answer = 503, b"the container does not answer"
         if self.front.meddle is not None:
             status, answer = self.front.meddle(revision, percent, self.path, status, answer)
-        self.front.count(revision, status, time.perf_counter() - began)
+        self.front.count(revision, percent, status, time.perf_counter() - began)
         self.reply(status, answer, "application/json")
 
 
@@ -289,25 +289,22 @@ class _Metadata(_Quiet):
             self.reply(404, b"", "text/plain")
             return
         audience = parse_qs(address.query)["audience"][0]
-        claims = {"aud": audience, "email": self.front.account, "exp": time.time() + 3600}
-        token = ".".join(_encoded(part) for part in ({"alg": "RS256"}, claims)) + ".c2lnbmVk"
-        self.reply(200, token.encode(), "text/plain", {"Metadata-Flavor": "Google"})
+        said = issuer.claims(time.time(), aud=audience, email=self.front.account)
+        bearer = issuer.token(said).removeprefix(b"Bearer ")
+        self.reply(200, bearer, "text/plain", {"Metadata-Flavor": "Google"})
 
 
 def _series(labels: Mapping[str, str], **value: Any) -> dict[str, Any]:
     return {"metric": {"labels": dict(labels)}, "points": [{"value": value}]}
 
 
-def _encoded(part: Mapping[str, Any]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=")
-
-
-def _claims(authorization: str) -> dict[str, Any] | None:
-    parts = authorization.removeprefix("Bearer ").split(".")
-    if len(parts) != 3 or parts[2] != "c2lnbmVk":
+def _claims(authorization: str, audiences: list[str]) -> dict[str, Any] | None:
+    """What a token says that is signed, in time and for one of the audiences."""
+    try:
+        key = issuer.private_key("first").public_key()
+        return dict(jwt.decode(authorization.removeprefix("Bearer "), key, ["RS256"], audience=audiences))
+    except jwt.InvalidTokenError:
         return None
-    claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    return claims
 
 
 def _status(port: int, path: str) -> int | None:

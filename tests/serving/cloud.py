@@ -10,16 +10,17 @@ from pathlib import Path
 
 from layer3.agent.policy import Policy
 from layer3.champion import Channel, read
-from serving.canary import Limits
+from serving.canary import Comparison, Limits
 from serving.cloud import Endpoints
 from serving.platforms.cloud_run import CloudRun
 from serving.platforms.run_api import RunApi
 from serving.platforms.target import Target
-from serving.platforms.watch import Monitoring, Watch
+from serving.platforms.watch import Canary, Monitoring, Watch, Watcher
 from serving.release import Release, release, rollback
 from tests.fakes.cloud_run import FakeCloudRun, cloud_run
 from tests.fakes.front import Fleet
 from tests.fakes.gcs import FakeGcs
+from tests.fakes.issuer import issuer
 from tests.serving.support import make_policy
 
 IMAGE = "us-central1-docker.pkg.dev/himari-tests/himari/serving@sha256:" + "1" * 64
@@ -33,7 +34,12 @@ PATIENT = Limits(p99_seconds=30.0, alone_p99_seconds=30.0)
 
 def brief(seconds: float) -> None:
     """A sleep that does not wait for what is on this machine anyway."""
-    time.sleep(min(seconds, 0.005))
+    time.sleep(min(seconds, 0.001))
+
+
+def content(_canary: Canary, _seconds: float) -> list[Comparison]:
+    """A watcher to whom nothing ever is wrong."""
+    return []
 
 
 @dataclass
@@ -44,6 +50,11 @@ class Desk:
     gcs: FakeGcs
     folder: Path
     policies: dict[int, Policy] = field(default_factory=dict)
+    #: Of canaries; None for the real one.
+    watcher: Watcher | None = content
+    limits: Limits = PATIENT
+    operation_seconds: float = 20.0
+    health_seconds: float = 20.0
 
     def target(self, **changes: object) -> Target:
         settings = {
@@ -60,14 +71,10 @@ class Desk:
     def platform(self, log: Callable[[str], None] = lambda line: None, **changes: object) -> CloudRun:
         target = self.target(**changes)
         credentials = target.cloud.credentials()
+        api = RunApi(target, credentials, sleep=brief, operation_seconds=self.operation_seconds)
+        watch = Watch(Monitoring(target, credentials, sleep=brief), sleep=brief)
         return CloudRun(
-            target,
-            STORE,
-            RunApi(target, credentials, sleep=brief, operation_seconds=20.0),
-            Watch(Monitoring(target, credentials, sleep=brief), sleep=brief),
-            limits=PATIENT,
-            health_seconds=20.0,
-            log=log,
+            target, STORE, api, self.watcher or watch, limits=self.limits, health_seconds=self.health_seconds, log=log
         )
 
     def candidate(self, seed: int) -> Path:
@@ -97,11 +104,31 @@ class Desk:
         return {of[revision]: percent for revision, percent in self.run.traffic().items()}
 
 
+@dataclass(frozen=True)
+class Ground:
+    """What many tests stand on: servers that were started once, a bucket, and Google's signature."""
+
+    fleet: Fleet
+    gcs: FakeGcs
+    environment: dict[str, str]
+
+
 @contextmanager
-def desk(fleet: Fleet, folder: Path, setenv: Callable[[str, str], None]) -> Iterator[Desk]:
-    """An empty bucket and an empty project, and a machine that may release into them."""
-    with FakeGcs("himari-tests") as gcs:
-        setenv("STORAGE_EMULATOR_HOST", gcs.url)
-        with cloud_run(fleet, IMAGE, environment={"STORAGE_EMULATOR_HOST": gcs.url}) as run:
-            setenv("GCE_METADATA_HOST", run.front.metadata)
-            yield Desk(run, gcs, folder)
+def ground() -> Iterator[Ground]:
+    fleet = Fleet()
+    try:
+        with FakeGcs("himari-tests") as gcs, issuer("first") as google:
+            yield Ground(fleet, gcs, {"STORAGE_EMULATOR_HOST": gcs.url, "ID_TOKEN_CERTS_URL": google.url})
+    finally:
+        fleet.close()
+
+
+@contextmanager
+def desk(ground: Ground, folder: Path, setenv: Callable[[str, str], None]) -> Iterator[Desk]:
+    """An empty project, a bucket without champion, and a machine that may release there."""
+    for key in [key for key in ground.gcs.objects if "/channels/" in key[1]]:
+        del ground.gcs.objects[key]
+    setenv("STORAGE_EMULATOR_HOST", ground.gcs.url)
+    with cloud_run(ground.fleet, IMAGE, environment=ground.environment) as run:
+        setenv("GCE_METADATA_HOST", run.front.metadata)
+        yield Desk(run, ground.gcs, folder)
