@@ -28,7 +28,7 @@ from prometheus_client import CollectorRegistry
 
 from layer3.ab.live import LiveExperiment
 from layer3.ab.store import Store
-from layer3.errors import DataError, HimariError, SourceError
+from layer3.errors import ConfigurationError, DataError, HimariError, SourceError
 from layer3.live import logs
 from layer3.live.configuration import Layer3Config, load_config
 from layer3.live.decision_log import DecisionLog
@@ -111,6 +111,8 @@ def _run(options: argparse.Namespace, config: Layer3Config, stop: Stop) -> int:
             runner = _assemble(options, config, stop, open_things)
         except (HimariError, OSError) as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # the state that could not be saved cannot be saved
+                open_things.close()
             return 2
         try:
             runner.run(options.limit)
@@ -154,17 +156,19 @@ def _assemble(
     now = time.time_ns if clock is None else clock
     experiment = None if config.experiment.path is None else open_things.enter_context(_experiment(config))
     engine = open_things.enter_context(Layer3Phase1(config, clock=now, assigner=experiment, state=recovered(config)))
-    engine.save()  # from here on a missing snapshot is one that somebody moved away
+    with _telling(f"the state {config.state.path}"):
+        engine.save()  # from here on a missing snapshot is one that somebody moved away
     recorder = None
     settings = config.decision_log
     if settings.path is not None:
-        log = DecisionLog(
-            Path(settings.path),
-            lambda: head(engine),
-            fsync=settings.fsync,
-            interval_s=settings.interval_s,
-            max_bytes=settings.max_bytes,
-        )
+        with _telling(f"the decision log {settings.path}"):
+            log = DecisionLog(
+                Path(settings.path),
+                lambda: head(engine),
+                fsync=settings.fsync,
+                interval_s=settings.interval_s,
+                max_bytes=settings.max_bytes,
+            )
         recorder = Recorder(open_things.enter_context(log), engine)
         engine.observers.append(recorder.observe)
     if experiment is not None:
@@ -207,6 +211,15 @@ def _assemble(
         experiment=experiment,
         wait_s=config.experiment.wait_ms / 1e3,
     )
+
+
+@contextlib.contextmanager
+def _telling(what: str) -> Iterator[None]:
+    """A disk that refuses is a ConfigurationError that says ``what`` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(f"{what} cannot be written: {error.strerror}") from error
 
 
 def _experiment(config: Layer3Config) -> LiveExperiment:

@@ -241,7 +241,7 @@ def _feed(pipe: int, line: bytes) -> None:
         (["--input", "redis://127.0.0.1:1/0"], "names no stream"),
         (["--input", "redis://:secret@127.0.0.1:1/0?stream=s"], "no Redis answers at redis://127.0.0.1:1/0:"),
         (["--input", str(EXAMPLE), "--output", "/proc"], "cannot write the decisions"),
-        (["--log", "/proc/nowhere/log"], "error:"),
+        (["--log", "/proc/nowhere/log"], "error: the decision log /proc/nowhere/log cannot be written: No such file"),
     ],
 )
 def test_what_cannot_be_begun_is_said_in_a_sentence(
@@ -259,6 +259,22 @@ def test_what_cannot_be_begun_is_said_in_a_sentence(
     assert says in errors
     assert "Traceback" not in errors
     assert "secret" not in errors
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"STATE__PATH": "/proc/nowhere/state.json"}, "error: the state /proc/nowhere/state.json cannot be written:"),
+        ({"EXPERIMENT__PATH": "/proc/nowhere.sqlite"}, "error: /proc/nowhere.sqlite cannot be used as an experiment"),
+        ({"EXPERIMENT__PATH": EXAMPLE}, "cannot be used as an experiment store: file is not a database"),
+        ({"EXPERIMENT__RAMP": "[[0, 2]]"}, "no day from 0 with a share in [0, 1]"),
+    ],
+)
+def test_a_setting_that_cannot_be_begun_with_is_said_in_one_sentence(settings: dict[str, object], says: str) -> None:
+    done = run("--input", EXAMPLE, "--clock", "signal", LOGGING__LEVEL="ERROR", **settings)
+    assert (done.returncode, done.stdout) == (2, b"")
+    [line] = done.stderr.decode().splitlines()
+    assert says in line
 
 
 def test_arguments_that_nobody_knows(capsys: pytest.CaptureFixture[str]) -> None:
