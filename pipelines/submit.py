@@ -119,8 +119,12 @@ def _created(pipelines: Any, cloud: Cloud, request: Request, run_id: str) -> tup
         made = pipelines.create_pipeline_job(
             parent=cloud.parent, pipeline_job=wanted, pipeline_job_id=run_id, timeout=SECONDS
         )
-    except exceptions.AlreadyExists:
-        return pipelines.get_pipeline_job(name=name_of(cloud, run_id), timeout=SECONDS), True
+    except exceptions.Conflict as conflict:
+        # Over REST every 409 is one; only a run of this name makes this one final.
+        try:
+            return pipelines.get_pipeline_job(name=name_of(cloud, run_id), timeout=SECONDS), True
+        except exceptions.NotFound:
+            raise conflict from None
     return made, False
 
 
@@ -147,7 +151,7 @@ def uploaded(cloud: Cloud, parameters: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises
     ------
-    DataError : the file was changed since it was checked
+    DataError : the file was changed since it was checked, or the store holds something else under its name
     SourceError : the store cannot be written
     """
     path = Path(parameters["data"])
@@ -158,8 +162,10 @@ def uploaded(cloud: Cloud, parameters: Mapping[str, Any]) -> dict[str, Any]:
     if digest != parameters["data_version"]:
         raise DataError(f"{path} was changed while it was being looked at: submit again")
     uri = storage.join(cloud.store, "data", digest, re.sub(r"[^\w.-]", "_", path.name))
-    made = storage.replace_bytes(uri, content, None)
-    print(f"data       {uri}{'' if made else ' (was there)'}")
+    there = storage.exists(uri)
+    if not there and not storage.replace_bytes(uri, content, None):
+        raise DataError(f"{uri} holds other bytes than its name says: remove it and submit again")
+    print(f"data       {uri}{' (was there)' if there else ''}")
     return dict(parameters) | {"data": uri}
 
 
@@ -170,7 +176,7 @@ def parameters_of(cloud: Cloud, images: Images, chosen: Mapping[str, Any]) -> di
         "fold_groups": _GROUPS,
         "serving_image": images.serving,
         "vertex": said_of(cloud),
-        "target": Target.of(cloud, image=images.serving).to_json() if cloud.service else "",
+        "target": Target.of(cloud).to_json() if cloud.service else "",
     }
 
 

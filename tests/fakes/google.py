@@ -285,19 +285,24 @@ class FakeGoogle:
                 _error(_STATUS_WORDS[fault.status], fault.status, fault.message, fault.details),
             )
         _CURRENT.endless = fault is not None and fault.kind == "endless"
+        answer = self._handled(found, call)
+        return None if fault is not None and fault.kind == "lose" else answer
+
+    def _handled(
+        self, found: tuple[_Route, re.Match[str]] | None, call: Call
+    ) -> tuple[int, dict[str, str], Mapping[str, Any]]:
         try:
             if found is None:
-                raise Refused("NOT_FOUND", f"The requested URL {path} was not found on this server.")
+                raise Refused("NOT_FOUND", f"The requested URL {call.path} was not found on this server.")
             route, matched = found
             with self.lock:
                 answer = route.handler(call if route.request is None else _message(route, matched, call))
-                content = answer if isinstance(answer, Mapping) else _json(answer)
+                return 200, {}, answer if isinstance(answer, Mapping) else _json(answer)
         except Refused as refusal:
             status = CODES[refusal.code][0]
             return status, {}, _error(refusal.code, status, str(refusal), refusal.details)
         except Exception as error:  # noqa: BLE001 - a bug of the fake must reach the test, not hang the client
             return 500, {}, _error("INTERNAL", 500, f"the fake itself failed: {type(error).__name__}: {error}")
-        return None if fault is not None and fault.kind == "lose" else (200, {}, content)
 
     def _fault(self, name: str) -> _Fault | None:
         for fault in self._faults.get(name, []):
