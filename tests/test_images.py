@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from packaging.requirements import Requirement
 from compile import compile_pipelines
 from tests.fakes.docker import BuildError, Stage, build, context, parse
 from tests.fakes.gcs import FakeGcs
+from tests.fakes.issuer import AUDIENCE, EMAIL, claims, issuer, token
 from tests.fakes.servers import binary, free_port, wait_for
 from tests.serving.support import make_policy
 from tests.test_packaging import closure
@@ -278,6 +280,37 @@ def test_it_serves_a_model_from_a_bucket(serving: Stage, place: Path) -> None:
         model = f"gs://bucket/models/{policy.model_id}"
         with started(serving, MODEL_URI=model, STORAGE_EMULATOR_HOST=gcs.url) as port:
             assert policy.model_id in json.dumps(health(port)[1])
+
+
+def predict(port: int, **headers: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    body = json.dumps({"state": [0.0] * 16})
+    connection.request("POST", "/predict", body, {"Content-Type": "application/json", **headers})
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def test_it_knows_callers_by_keys_that_change_and_by_googles_tokens(serving: Stage, place: Path) -> None:
+    """With the stripped cryptography of the image, and keys as a secret is mounted: a file that is replaced."""
+    make_policy(place / "guarded")
+    keys, replacement = place / "keys", place / "keys.new"
+    keys.write_text("desk:the-old-key-0123456789\n")
+    replacement.write_text("desk:the-new-key-0123456789\n")
+    with issuer("first") as google:
+        told = {"AUTH": "key,id-token", "API_KEYS_FILE": str(keys), "ID_TOKEN_CERTS_URL": google.url}
+        told |= {"MODEL_URI": str(place / "guarded"), "ID_TOKEN_AUDIENCE": AUDIENCE, "ID_TOKEN_EMAILS": EMAIL}
+        with started(serving, **told) as port:
+            good, late = token(claims(time.time())).decode(), token(claims(time.time() - 4000)).decode()
+            wait_for(lambda: predict(port, Authorization=good) == 200)
+            assert predict(port) == 401
+            assert predict(port, Authorization=late) == 401
+            assert predict(port, **{"X-API-Key": "the-old-key-0123456789"}) == 200
+            assert predict(port, **{"X-API-Key": "the-new-key-0123456789"}) == 401
+            replacement.replace(keys)
+            wait_for(lambda: predict(port, **{"X-API-Key": "the-new-key-0123456789"}) == 200)
+            assert predict(port, **{"X-API-Key": "the-old-key-0123456789"}) == 401
+        assert google.requests == 1
 
 
 def test_it_does_not_start_without_being_told_who_may_call(serving: Stage) -> None:
