@@ -107,7 +107,7 @@ def serving(model_uri: Path, folder: Path, **settings: str) -> Iterator[Server]:
     """A server over ``model_uri`` that is ready, and ends with the block; ``folder`` keeps its keys and its log."""
     keys = folder / "keys.txt"
     keys.write_text(f"proof:{KEY}\n")
-    port = free_port()
+    port = int(settings.get("PORT") or free_port())
     inherited = {k: v for k, v in os.environ.items() if k not in _SETTINGS and not k.startswith(("AIP_", "AUTH"))}
     environment = {
         **inherited,
