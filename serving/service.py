@@ -100,6 +100,7 @@ class Service:
         self._attempts = 0
         self._retry_at = 0.0
         self._quiet_until = -_QUIET
+        self._interval = _SWITCH
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -111,6 +112,7 @@ class Service:
     def start(self) -> None:
         """Begin to load, and to look at a channel, in a thread of its own."""
         # While a model is loaded its thread computes; a request that comes then waits for the interpreter.
+        self._interval = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH)
         # A daemon, because a bucket that never answers must not keep SIGTERM from ending the server.
         self._thread = threading.Thread(target=self._follow, name="model", daemon=True)
@@ -121,6 +123,7 @@ class Service:
         self._ended.set()
         if self._thread is not None:
             self._thread.join(1.0)
+            sys.setswitchinterval(self._interval)
 
     def drain(self) -> None:
         """Say "draining" at /health from now on; predictions are still answered."""
@@ -210,7 +213,8 @@ class Service:
             return
         store, champion = _store_of(self._uri), Channel.from_json(content, self._uri).champion
         serving = self.current
-        if serving is not None and serving.sha256 == champion.policy_sha256:
+        named = (champion.model_id, champion.policy_sha256)
+        if serving is not None and (serving.model_version, serving.sha256) == named:
             self.current = replace(serving, released_at=champion.released_at, run_id=champion.run_id)
             return
         policy = load_champion(store, champion)
