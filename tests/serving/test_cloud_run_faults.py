@@ -1,0 +1,260 @@
+"""Whatever fails in a release on Cloud Run: the champion serves, and the same command, run again, finishes the job."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from layer3.champion import Channel, read
+from layer3.errors import HimariError, ReleaseError
+from tests.serving.cloud import CANARY, STEPS, STORE, Desk, Ground, desk, ground
+from tests.serving.support import ROOT
+
+CALLS = [
+    "GetService",
+    "UpdateService",
+    "GetOperation",
+    "GetRevision",
+    "ListRevisions",
+    "DeleteRevision",
+    "ListTimeSeries",
+]
+
+
+@pytest.fixture(scope="module")
+def base() -> Iterator[Ground]:
+    with ground() as found:
+        yield found
+
+
+@pytest.fixture
+def cloud(base: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    with desk(base, tmp_path, monkeypatch.setenv) as found:
+        yield found
+
+
+@pytest.fixture
+def served(cloud: Desk) -> Desk:
+    """With the model of seed 1 in service, and the real watch over canaries."""
+    cloud.release(1)
+    cloud.watcher = None
+    return cloud
+
+
+class Killed(BaseException):
+    """The process is gone: nothing more of it happens."""
+
+
+def kill_at(cloud: Desk, line: str) -> Callable[[str], None]:
+    """A log that ends its process when ``line`` comes, as a kill would: no call of it gets through any more."""
+
+    def log(said: str) -> None:
+        if said.startswith(line):
+            for call in CALLS:
+                cloud.run.google.fail(call, status=403, times=1000)
+            raise Killed
+
+    return log
+
+
+# No answer
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "retry_after"),
+    [("drop", 0, None), ("lose", 0, None), ("status", 503, 0.0), ("status", 429, 2.0), ("status", 500, None)],
+)
+def test_every_second_call_fails_and_the_release_is_made_all_the_same(
+    served: Desk, kind: str, status: int, retry_after: float | None
+) -> None:
+    for call in CALLS:
+        for _ in range(40):
+            served.run.google.fail(call, kind, status=status or 503, retry_after=retry_after, skip=1)
+    old, before = served.champion(), len(served.run.google.named("UpdateService"))
+    assert served.release(2).outcome == "released"
+    assert (served.champion(), served.serving()) == (served.model(2), {served.model(2): 100})
+    assert served.rollback().champion.model_id == old
+    assert served.serving() == {old: 100}
+    assert len(served.run.revisions) == 2
+    asked = len(served.run.google.named("UpdateService")) - before
+    # Seven changes, and each attempt that did nothing; what was done but not heard of is not asked for again.
+    assert (asked == 7) == (kind == "lose"), asked
+
+
+@pytest.mark.parametrize("kind", ["drop", "lose"])
+def test_the_first_release_over_a_bad_line(cloud: Desk, kind: str) -> None:
+    cloud.run.google.fail("CreateService", kind)
+    assert cloud.release(1).outcome == "released"
+    assert len(cloud.run.revisions) == 1
+
+
+def test_the_time_that_an_answer_asks_for_is_waited(served: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("tests.serving.cloud.brief", waited.append)
+    served.run.google.fail("GetService", status=429, retry_after=7)
+    served.platform().halfway(present())
+    assert waited == [7.0]
+
+
+@pytest.mark.parametrize("call", ["GetService", "UpdateService", "GetOperation", "GetRevision", "ListTimeSeries"])
+def test_a_call_that_never_gets_an_answer(served: Desk, call: str) -> None:
+    old = served.champion()
+    served.run.google.fail(call, "drop", times=10_000, skip=2 if call == "GetService" else 0)
+    with pytest.raises(ReleaseError, match=r"run the same command again"):
+        served.release(2)
+    served.run.google.heal()
+    assert served.champion() == old
+    assert served.serving().get(old, 0) >= 90
+    assert served.release(2).outcome == "released"
+    assert served.serving() == {served.model(2): 100}
+
+
+# No permission
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("GetService", "grant it roles/run.developer on project himari-tests"),
+        ("GetRevision", "grant it roles/run.developer on project himari-tests"),
+        ("UpdateService", "roles/iam.serviceAccountUser on himari-serving@"),
+        ("GetOperation", "grant it roles/run.developer"),
+        ("ListTimeSeries", "roles/monitoring.viewer on project himari-tests"),
+    ],
+)
+def test_a_permission_that_is_missing_is_named(served: Desk, call: str, said: str) -> None:
+    old = served.champion()
+    served.run.google.fail(call, status=403, message="Permission denied", times=10_000)
+    with pytest.raises(ReleaseError, match=said):
+        served.release(2)
+    served.run.google.heal()
+    assert served.champion() == old
+    assert served.serving().get(old, 0) >= 90
+    served.watcher = lambda canary, seconds: []
+    assert served.release(2).outcome == "released"
+
+
+# An operation that never ends
+
+
+@pytest.mark.parametrize("skip", [0, 1, 3])
+def test_an_operation_that_never_ends(served: Desk, skip: int) -> None:
+    old = served.champion()
+    served.operation_seconds = 0.3
+    served.run.google.fail("UpdateService", "endless", skip=skip)
+    with pytest.raises(ReleaseError, match=r"operation projects/.* has not ended within 0.3 s: .*run the same command"):
+        served.release(2)
+    assert (served.champion(), served.serving()) == (old, {old: 100})
+    assert served.release(2).outcome == "released"
+
+
+# A crash
+
+
+@pytest.mark.parametrize("step", ["settle", *STEPS, *CANARY, "switch", "promote"])
+def test_a_crash_between_any_two_steps(served: Desk, step: str) -> None:
+    old, new = served.champion(), served.model(2)
+    served.watcher = lambda canary, seconds: []
+    with pytest.raises(Killed):
+        served.release(2, log=kill_at(served, f"{step} …"))
+    served.run.google.heal()
+    assert served.champion() == (new if step == "promote" else old)
+    if step not in ("canary 100 %", "switch", "promote"):
+        assert served.serving().get(old, 0) >= 50
+    done = served.release(2)
+    assert done.outcome == ("already serving" if step == "promote" else "released")
+    assert (served.champion(), served.serving()) == (new, {new: 100})
+    assert [to.tag for to in served.run.only().traffic] == ["champion"]
+    assert len(served.run.revisions) == 2  # not a second one of the same model
+    assert served.rollback().champion.model_id == old
+
+
+@pytest.mark.parametrize("step", ["parity", "canary 50 %", "switch"])
+def test_after_a_crash_another_candidate_cleans_up(served: Desk, step: str) -> None:
+    old = served.champion()
+    served.watcher = lambda canary, seconds: []
+    with pytest.raises(Killed):
+        served.release(2, log=kill_at(served, f"{step} …"))
+    served.run.google.heal()
+    shares: list[dict[str, int]] = []
+    served.release(3, log=lambda line: shares.append(served.serving()) if line.startswith("settle ok") else None)
+    assert shares == [{old: 100}]
+    assert served.serving() == {served.model(3): 100}
+    assert {each.annotations["himari-model"] for each in served.run.revisions.values()} == {old, served.model(3)}
+
+
+@pytest.mark.parametrize("step", ["canary 10 %", "canary 100 %", "switch"])
+def test_after_a_crash_a_rollback_puts_the_champion_back_and_no_other(served: Desk, step: str) -> None:
+    first = served.champion()
+    served.watcher = lambda canary, seconds: []
+    old = served.release(2).model_id
+    with pytest.raises(Killed):
+        served.release(3, log=kill_at(served, f"{step} ok"))
+    served.run.google.heal()
+    lines = "\n".join(served.platform().describe(present()))
+    if step == "switch":  # it was released: only its tag is missing
+        assert (served.champion(), served.serving()) == (served.model(3), {served.model(3): 100})
+        assert "cut short" not in lines
+    else:
+        assert served.serving()[served.model(3)] == int(step.split()[1])
+        assert f"make rollback puts {old} back" in lines
+        assert served.rollback().champion.model_id == old
+        assert served.serving() == {old: 100}
+        old = first
+    assert served.rollback().champion.model_id == old
+    assert served.serving() == {old: 100}
+
+
+def test_a_rollback_that_dies_after_the_record_is_finished_by_the_next(served: Desk) -> None:
+    old = served.champion()
+    served.watcher = lambda canary, seconds: []
+    new = served.release(2).model_id
+    with pytest.raises(Killed):
+        served.rollback(log=kill_at(served, "settle …"))
+    served.run.google.heal()
+    assert (served.champion(), served.serving()) == (old, {new: 100})
+    assert served.rollback().champion.model_id == old
+    assert served.serving() == {old: 100}
+
+
+def test_a_crash_of_the_first_release(cloud: Desk) -> None:
+    with pytest.raises(Killed):
+        cloud.release(1, log=kill_at(cloud, "parity …"))
+    cloud.run.google.heal()
+    assert cloud.champion() == "nobody"
+    assert cloud.release(2).outcome == "released"
+    assert cloud.serving() == {cloud.model(2): 100}
+    with pytest.raises(HimariError, match="no model before"):
+        cloud.rollback()
+
+
+def test_killed_for_good(served: Desk, base: Ground) -> None:
+    """A process of its own, and SIGKILL."""
+    old = served.champion()
+    program = (
+        "import os, signal, sys; from dataclasses import replace; from pathlib import Path\n"
+        "from serving.platforms.target import Target; from serving.release import connect, release\n"
+        "def log(line):\n"
+        "    if line.startswith('canary 50 %'): os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"place = connect(Target.from_json(sys.argv[2]), {STORE!r}, log=log)\n"
+        f"release(Path(sys.argv[1]), store={STORE!r}, run_id='r', platform=place, log=log)\n"
+    )
+    arguments = [str(served.candidate(2)), served.target().to_json()]
+    killed = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, env=dict(os.environ), timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert served.champion() == old
+    assert served.serving() == {old: 90, served.model(2): 10}
+    assert served.release(2).outcome == "released"
+    assert served.serving() == {served.model(2): 100}
+
+
+def present() -> Channel:
+    channel = read(STORE)
+    assert channel is not None
+    return channel
