@@ -81,11 +81,11 @@ class Door:
             reply = self._refusal(_bug(), request_id)
         return self._finish(reply, route.name, method, path, headers, began, request_id, caller), request_id
 
-    def refuse(self, problem: Problem, headers: Headers, method: str = "-", path: str = "-") -> tuple[Reply, str]:
-        """The answer to a request that is not even looked at, and its id."""
+    def refuse(self, problem: Problem, name: str, method: str, path: str, headers: Headers) -> tuple[Reply, str]:
+        """The answer to a request that is not even looked at, and its id. ``name`` is its route's in the metrics."""
         request_id = self._request_id(headers)
         reply = self._refusal(problem, request_id)
-        return self._finish(reply, "other", method, path, headers, _clock(), request_id, None), request_id
+        return self._finish(reply, name, method, path, headers, _clock(), request_id, None), request_id
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -115,7 +115,7 @@ class Door:
     async def _take(self, route: Route, scope: Message, headers: Headers, receive: Receive) -> Reply:
         """The answer of ``route`` once its body is here."""
         with self.room.enter(route.weight):
-            self._metrics.in_flight = self.room.taken
+            self._metrics.in_flight += 1
             try:
                 if route.is_page:
                     return await self._page(scope)
@@ -124,7 +124,7 @@ class Door:
                     body = await read_body(receive, headers.get(b"content-length"), route.max_body, self.room)
                 return route.answer(body)
             finally:
-                self._metrics.in_flight = self.room.taken - route.weight
+                self._metrics.in_flight -= 1
 
     async def _page(self, scope: Message) -> Reply:
         """What the pages' application answers, which is imported when somebody first asks for a page."""

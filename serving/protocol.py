@@ -65,6 +65,7 @@ class Connection(HttpToolsProtocol):
         self.since = self.loop.time()
         self.crowded = False
         self.finished = False
+        self.url, self.headers = b"", []
         # Of the request that is being read: whether its headers are, its bytes so far, and what the short cut takes.
         self.reading = False
         self.header_bytes = 0
@@ -178,7 +179,10 @@ class Connection(HttpToolsProtocol):
             body = parts[0] if len(parts) == 1 else b"".join(parts)
             self.parts = []
         reply, request_id = self.door.answer(route, self.method, path, self.headers, body)
-        self._write(reply, request_id, keep=not self.crowded and self.parser.should_keep_alive())
+        last = self.crowded or not self.parser.should_keep_alive()
+        self._write(reply, request_id, last=last)
+        if last:
+            self.transport.close()
 
     # Our own
 
@@ -197,7 +201,7 @@ class Connection(HttpToolsProtocol):
         for part in parts:
             super().on_body(part)
 
-    def _write(self, reply: Reply, request_id: str, *, keep: bool) -> None:
+    def _write(self, reply: Reply, request_id: str, *, last: bool) -> None:
         defaults, more = self.server_state.default_headers, reply.more
         self.transport.write(
             b"%b%b%bx-request-id: %b\r\ncontent-length: %d\r\n%b\r\n%b"
@@ -207,12 +211,10 @@ class Connection(HttpToolsProtocol):
                 lines(more) if more else b"",
                 request_id.encode(),
                 len(reply.body),
-                b"" if keep else b"connection: close\r\n",
+                b"connection: close\r\n" if last else b"",
                 reply.body,
             )
         )
-        if not keep:
-            self.transport.close()
 
     def _reject(self, problem: Problem) -> None:
         """Answer what cannot be read any further, and read no more."""
@@ -220,8 +222,11 @@ class Connection(HttpToolsProtocol):
         if self.busy:  # a second answer in the middle of the first would be taken for a part of it
             self.transport.abort()
             return
-        reply, request_id = self.door.refuse(problem, dict(self.headers or ()))
-        self._write(reply, request_id, keep=True)
+        method = "-" if self.reading or not self.url else self.parser.get_method().decode("ascii")
+        path, route = self.direct.get(self.url, (self.url.decode("latin-1") or "-", None))
+        name = route.name if route else "other"
+        reply, request_id = self.door.refuse(problem, name, method, path, dict(self.headers))
+        self._write(reply, request_id, last=True)
         # Not closed yet: a reset for what is still being sent would take the answer with it.
         self.since = self.loop.time()
         self.transport.write_eof()

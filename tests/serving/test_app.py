@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -202,7 +203,8 @@ def test_the_body_limit_is_exact(client: Client) -> None:
     body = json.dumps({"state": NEUTRAL}).encode()
     assert client.ask("POST", "/predict", body.ljust(state_input.MAX_BODY), JSON).status == 200
     answer = client.ask("POST", "/predict", body.ljust(state_input.MAX_BODY + 1), JSON)
-    assert "at most 65536 bytes: got 65537" in problem(answer, 413)["detail"]
+    # In one piece it is got, in several it is announced: where the kernel cuts is not ours to say.
+    assert re.search("at most 65536 bytes: (got|announced) 65537 bytes", problem(answer, 413)["detail"])
 
 
 def test_a_body_too_large_is_refused_without_its_length_too(client: Client) -> None:

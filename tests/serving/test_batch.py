@@ -123,7 +123,7 @@ def test_the_body_limit_is_exact(client: Client) -> None:
     assert client.ask("POST", "/predict:batch", body.ljust(MAX_BATCH_BODY), JSON).status == 200
     answer = client.ask("POST", "/predict:batch", body.ljust(MAX_BATCH_BODY + 1), JSON)
     assert answer.status == 413
-    assert "at most 4194304 bytes: announced 4194305 bytes" in answer.body["detail"]
+    assert "at most 4194304 bytes: " in answer.body["detail"]
 
 
 def test_the_colon_may_be_percent_encoded(client: Client) -> None:
