@@ -70,7 +70,7 @@ REPOSITORY =
 export DATA SYMBOL SEED STEPS MEMBERS FOLDS FOLD_SEEDS FOLD_KIND THRESHOLD GATE OVERRIDE_NAME OVERRIDE_REASON RUN REPOSITORY
 export STORE HOST PORT SIGNAL SIZING ENDPOINT TRIALS JOBS ASSETS SEEDS LAYER3 INPUT OUTPUT LOG CLOCK EXPERIMENT HTML CLOUD IMAGE MAX_COST CRON REQUESTS URL N C
 
-.PHONY: help install compile run-local run-pipeline watch-pipeline cancel-pipeline schedule schedule-list schedule-pause schedule-resume schedule-delete explain tune assets serve size run-layer3 replay ab-report cost rollback release-status test lint format types imports check bench bench-training bench-evaluation bench-serving probe prove-serving calibrate infra-tools lock audit pin-images images clean
+.PHONY: help install compile run-local run-pipeline watch-pipeline cancel-pipeline schedule schedule-list schedule-pause schedule-resume schedule-delete registry explain tune assets serve size run-layer3 replay ab-report cost rollback release-status test lint format types imports check bench bench-training bench-evaluation bench-serving probe prove-serving calibrate infra-tools lock audit pin-images images clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -123,6 +123,9 @@ schedule-resume: $(READY) ## let them begin again, without those that were misse
 
 schedule-delete: $(READY) ## remove the schedule
 	@$(BIN)/python -m pipelines.schedule delete --cloud="$$CLOUD"
+
+registry: $(READY) ## let Vertex's model registry name what serves (after a rollback that could not)
+	@$(BIN)/python -m serving.champion_alias --cloud="$$CLOUD"
 
 explain: $(READY) ## a run's verdict in words (RUN=<run id>)
 	@$(BIN)/python -m pipelines.explain --run="$$RUN" --store="$$STORE"

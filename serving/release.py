@@ -230,6 +230,7 @@ def _promote(chosen: argparse.Namespace) -> int:
         print(f"{done.model_id} serves now; a rollback returns to {done.previous or 'nothing: it is the first'}")
     else:
         print(f"{done.model_id} already serves: nothing was changed")
+    _tell_registry(chosen)
     return 0
 
 
@@ -239,7 +240,21 @@ def _rollback(chosen: argparse.Namespace) -> int:
     left = channel.history[0].replaced if channel.history[0].event == "rollback" else None
     what = f"; left {left} (another rollback returns to it)" if left else ""
     print(f"{channel.champion.model_id} serves again{what}")
+    _tell_registry(chosen)
     return 0
+
+
+def _tell_registry(chosen: argparse.Namespace) -> None:
+    """Let the model registry name what serves now. What serves does not depend on it, so that a failure is told."""
+    if chosen.cloud is None:
+        return
+    from serving.champion_alias import follow
+    from serving.cloud import load_cloud
+
+    try:
+        _say(follow(load_cloud(chosen.cloud)))
+    except HimariError as error:
+        _say(f"WARNING: the model registry still names another champion: {error}. `make registry` says it again.")
 
 
 def _status(chosen: argparse.Namespace) -> int:

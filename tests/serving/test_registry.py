@@ -11,12 +11,16 @@ from typing import Any
 import pytest
 
 from layer3 import contract
+from layer3.champion import Champion, read
 from layer3.errors import ConfigurationError, RefusedError, ReleaseError, SourceError
-from serving import registry
+from serving import champion_alias, registry
+from serving.channels import publish
 from serving.cloud import Cloud, Endpoints
 from serving.experiments import link_run, log_run
+from serving.models import store_policy
 from serving.registry import Candidate
 from serving.vertex import Place, asked, label, place_of, said_of
+from tests.fakes.gcs import FakeGcs
 from tests.fakes.vertex.server import FakeVertex
 from tests.serving.support import make_policy
 
@@ -45,7 +49,8 @@ class Desk:
 
     def candidate(self, seed: int, verdict: str = "passed") -> Candidate:
         folder = self.folder / f"policy-{seed}"
-        manifest = (make_policy(folder, seed) if not folder.exists() else None) and None
+        if not folder.exists():
+            make_policy(folder, seed, symbol="BTC-USDT")
         manifest = json.loads((folder / "manifest.json").read_text())
         return Candidate(
             model_id=manifest["model_id"],
@@ -251,6 +256,53 @@ def test_what_is_not_a_version_becomes_no_champion(vertex: FakeVertex, desk: Des
     base = made.name.partition("@")[0] if name else f"{desk.place.parent}/models/other"
     with pytest.raises(ReleaseError, match="not in the registry any more"):
         registry.promote(desk.place, f"{base}{name}")
+
+
+@pytest.fixture
+def cloud(tmp_path: Path, vertex: FakeVertex, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The configuration of a cloud whose bucket is a fake, too."""
+    with FakeGcs("bucket") as gcs:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.url)
+        path = tmp_path / "cloud.yaml"
+        path.write_text(
+            f"project: himari-test\nstore: gs://bucket\nendpoints: {{storage: {gcs.url}, vertex: {vertex.url}}}\n"
+        )
+        yield path
+
+
+def serves(desk: Desk, seed: int, before: Any = None) -> Any:
+    """The policy of this seed is the champion of the bucket."""
+    candidate = desk.candidate(seed)
+    store_policy(desk.folder / f"policy-{seed}", "gs://bucket")
+    champion = Champion(
+        candidate.model_id, candidate.policy_sha256, candidate.contract, "2026-02-01T00:00:00+00:00", "run-1"
+    )
+    return publish("gs://bucket", champion, expected=before)
+
+
+def test_the_alias_follows_what_serves(
+    vertex: FakeVertex, desk: Desk, cloud: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told() -> str:
+        assert champion_alias.main(["--cloud", str(cloud)]) == 0
+        return capsys.readouterr().out
+
+    assert "nothing serves in gs://bucket" in told()
+    first = serves(desk, 1)
+    assert "is not in the model registry" in told()
+    desk.record(1)
+    desk.record(2)
+    assert "@1 is the champion" in told()
+    second = serves(desk, 2, first)
+    assert "@2 is the champion" in told()
+    assert vertex.models.aliases(MODEL) == {"candidate": "2", "champion": "2", "default": "2"}
+    publish("gs://bucket", first.champion, expected=second)
+    assert "@1 is the champion" in told()
+    assert vertex.models.aliases(MODEL) == {"candidate": "2", "champion": "1", "default": "1"}
+    vertex.fail("MergeVersionAliases", status=403)
+    publish("gs://bucket", second.champion, expected=read("gs://bucket"))
+    assert champion_alias.main(["--cloud", str(cloud)]) == 1
+    assert "roles/aiplatform.user" in capsys.readouterr().err
 
 
 def began(vertex: FakeVertex, run_id: str) -> None:
