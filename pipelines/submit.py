@@ -94,18 +94,14 @@ def submit(
 
     Raises
     ------
-    RefusedError : Vertex refuses, and there is no run
+    RefusedError : Vertex refuses
     SourceError : it did not answer; the same again finds the run, if it began
     """
     kept = pending / f"{request.digest}.json"
     run_id = _pending(kept, now()) or _fresh(request, now())
     storage.write_bytes(str(kept), json.dumps({"run_id": run_id, "at": now().isoformat()}).encode())
     pipelines = pipeline_client(cloud)
-    try:
-        made, already = asked("submit the run", lambda: _created(pipelines, cloud, request, run_id), sleep=sleep)
-    except RefusedError:
-        kept.unlink()
-        raise
+    made, already = asked("submit the run", lambda: _created(pipelines, cloud, request, run_id), sleep=sleep)
     kept.unlink()
     if dict(made.labels) != request.labels:
         raise RefusedError(f"Vertex has another run of the name {run_id}: submit again, under a new name")

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from google.cloud import aiplatform_v1 as v1
 
 from layer3 import storage
 from layer3.errors import ConfigurationError, HimariError, PipelineError
+from layer3.market.sources import utc_now
 from pipelines import console, job
 from pipelines.conclusion import verdict_lines
 from serving.cloud import CLOUD, Cloud, load_cloud
@@ -88,7 +90,7 @@ def shown(live: bool) -> Iterator[Show]:
     from rich.live import Live
 
     with Live(console=Console(), auto_refresh=False, vertical_overflow="visible") as display:
-        yield lambda run: display.update(_table(run), refresh=True)
+        yield lambda run: display.update(_table(run, utc_now()), refresh=True)
 
 
 class _Lines:
@@ -102,7 +104,7 @@ class _Lines:
         for number, step in enumerate(found, start=1):
             if step.state != "PENDING" and self._said.get(step.name) != (step.state, step.done):
                 self._said[step.name] = (step.state, step.done)
-                print(f"[{number}/{len(found)}] {step.display_name:<26} {step.state:<10} {_time(step)}".rstrip())
+                print(f"[{number}/{len(found)}] {step.display_name:<26} {step.state:<10} {_time(step, None)}".rstrip())
         state = job.state_of(run)
         if self._said.get("") != (state, 0):
             self._said[""] = (state, 0)
@@ -110,20 +112,24 @@ class _Lines:
         sys.stdout.flush()
 
 
-def _table(run: v1.PipelineJob) -> Any:
+def _table(run: v1.PipelineJob, now: datetime) -> Any:
     from rich.table import Table
 
     table = Table(title=f"{job.run_id_of(run)}: {job.state_of(run)}", title_justify="left", box=None)
     for heading in ("", "step", "state", "time"):
         table.add_column(heading)
     for number, step in enumerate(job.steps(run), start=1):
-        table.add_row(str(number), step.display_name, step.state, _time(step), style=_COLOURS.get(step.state, ""))
+        table.add_row(str(number), step.display_name, step.state, _time(step, now), style=_COLOURS.get(step.state, ""))
     return table
 
 
-def _time(step: job.StepState) -> str:
-    seconds = "" if step.seconds is None else f"{step.seconds:.0f} s"
-    return f"{seconds} {step.done}/{step.tasks}".strip() if step.tasks > 1 else seconds
+def _time(step: job.StepState, now: datetime | None) -> str:
+    """How long it took, or has taken until ``now``; and how many of its tasks are done, where it has several."""
+    seconds = step.seconds
+    if seconds is None and step.started and now:
+        seconds = (now - datetime.fromisoformat(step.started)).total_seconds()
+    took = "" if seconds is None else f"{seconds:.0f} s"
+    return f"{took} {step.done}/{step.tasks}".strip() if step.tasks > 1 else took
 
 
 def conclude(cloud: Cloud, run: v1.PipelineJob) -> int:

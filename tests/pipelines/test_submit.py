@@ -227,14 +227,16 @@ def test_a_connection_that_drops_in_any_call_costs_a_wait_and_nothing_else(here,
     assert here.vertex.metadata.contexts[job.job_detail.pipeline_run_context.name].parent_contexts
 
 
-def test_a_refusal_says_what_to_do_and_leaves_nothing_behind(here, capsys):
+def test_a_refusal_says_what_to_do_and_stops_no_later_run(here, capsys):
     here.vertex.fail("CreatePipelineJob", status=403, message="Permission 'aiplatform.pipelineJobs.create' denied.")
     assert run(here) == 2
     error = capsys.readouterr().err
     assert "Permission 'aiplatform.pipelineJobs.create' denied." in error
     assert "--role=roles/aiplatform.user" in error
-    assert list((here.spec.parent / "submitting").iterdir()) == []
+    assert jobs_of(here) == []
     assert run(here) == 0
+    assert len(jobs_of(here)) == 1
+    assert list((here.spec.parent / "submitting").iterdir()) == []
 
 
 def test_ctrl_c_while_waiting_for_vertex_loses_nothing(here, capsys):
