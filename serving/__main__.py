@@ -20,6 +20,7 @@ Exit status: 0 after SIGTERM or Ctrl-C, 1 if it cannot listen, 2 if a setting is
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -32,6 +33,7 @@ def main() -> int:
     # has one core: threads would only wait for each other.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+    gc.disable()  # until everything is imported: there is nothing to collect, and it looks a hundred times
     from layer3.errors import ConfigurationError
     from serving.server import serve
     from serving.settings import settings

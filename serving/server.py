@@ -106,7 +106,10 @@ def serve(settings: Settings) -> None:
         threading.Thread(target=_watch_stdin, name="watch-stdin", daemon=True).start()
     # uvicorn drains, then raises the signal again for whoever waits for it: that is us, and it is a success.
     signal.signal(signal.SIGTERM, _leave)
-    server_of(door, settings).run()
+    server = server_of(door, settings)
+    gc.enable()
+    # Bound here: the loop would look the address up, with four threads of its own that nobody needs afterwards.
+    server.run(sockets=[server.config.bind_socket()])
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:
