@@ -16,7 +16,18 @@ from bench.load.requests import bodies, request, states
 from bench.load.servers import Contender, Running, running, seconds_to_ready
 from layer3.agent.policy import PARITY, Policy
 
-__all__ = ["BATCH", "Arrivals", "Figures", "batches", "check", "loads", "look_at_pages", "random_arrivals", "starts"]
+__all__ = [
+    "BATCH",
+    "Arrivals",
+    "Figures",
+    "batches",
+    "check",
+    "check_everything_is_on",
+    "loads",
+    "look_at_pages",
+    "random_arrivals",
+    "starts",
+]
 
 #: States in one request for many.
 BATCH = 1_024
@@ -46,9 +57,10 @@ class Arrivals:
 
 
 def check(server: Running, policy: Policy) -> None:
-    """Raise a RuntimeError unless it answers as ``policy`` does, and ours does so with everything switched on."""
+    """Raise a RuntimeError unless it answers as ``policy`` does."""
+    known = server.contender.headers
     for state in states(16, seed=1):
-        status, headers, body = _ask(server, state.tolist(), server.contender.headers)
+        status, _, body = _ask(server, "POST", "/predict", json.dumps({"state": state.tolist()}), known)
         if status != 200:
             raise RuntimeError(f"{server.contender.name} answered {status}: {body[:200]!r}")
         if server.contender.module == "bench.load.bare":
@@ -56,26 +68,29 @@ def check(server: Running, policy: Policy) -> None:
         apart = abs(json.loads(body)["position_multiplier"] - float(policy.act(state)[0]))
         if apart > PARITY:
             raise RuntimeError(f"{server.contender.name} answers {apart:.1e} beside the policy that it was given")
-    if server.contender.headers:
-        if "x-request-id" not in headers:
-            raise RuntimeError("ours sends no request id: what is measured is not what is served")
-        if (status := _ask(server, states(1)[0].tolist(), {})[0]) != 401:
-            raise RuntimeError(
-                f"ours answers {status} to a caller without a key: what is measured is not what is served"
-            )
+
+
+def check_everything_is_on(server: Running) -> None:
+    """Raise a RuntimeError unless callers are asked for their key, numbers checked, requests named and counted."""
+    known, good = server.contender.headers, _BODIES[0].decode()
+    stranger, _, _ = _ask(server, "POST", "/predict", good, {})
+    wrong, _, _ = _ask(server, "POST", "/predict", good.replace("[", "[NaN, ", 1), known)
+    _, headers, _ = _ask(server, "POST", "/predict", good, known)
+    _, _, counted = _ask(server, "GET", "/metrics", None, known)
+    found = (stranger, wrong, "x-request-id" in headers, b'requests_total{route="/predict",code="200"}' in counted)
+    if found != (401, 422, True, True):
+        raise RuntimeError(
+            f"without a key: {stranger}, with NaN: {wrong}, request id: {found[2]}, counted: {found[3]}; what is "
+            "measured is not what is served"
+        )
 
 
 def look_at_pages(server: Running) -> None:
     """Ask for the page of its API, for which our server loads what it does without otherwise."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10.0)
-    try:
-        for path in ("/docs", "/openapi.json"):
-            connection.request("GET", path)
-            if (status := (answer := connection.getresponse()).status) != 200:
-                raise RuntimeError(f"{path} is answered with {status}")
-            answer.read()
-    finally:
-        connection.close()
+    for path in ("/docs", "/openapi.json"):
+        status, _, _ = _ask(server, "GET", path, None, {})
+        if status != 200:
+            raise RuntimeError(f"{path} is answered with {status}")
 
 
 def loads(
@@ -165,11 +180,12 @@ def _figures(each: Sequence[wrk.Load]) -> Figures:
     )
 
 
-def _ask(server: Running, state: list[float], headers: Mapping[str, str]) -> tuple[int, dict[str, str], bytes]:
+def _ask(
+    server: Running, method: str, path: str, body: str | None, headers: Mapping[str, str]
+) -> tuple[int, dict[str, str], bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10.0)
     try:
-        body = json.dumps({"state": state})
-        connection.request("POST", "/predict", body, {"Content-Type": "application/json", **headers})
+        connection.request(method, path, body, {"Content-Type": "application/json", **headers})
         answer = connection.getresponse()
         return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
     finally:

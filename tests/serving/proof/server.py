@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.load.servers import free_port, memory
+from serving.settings import EXIT_WITH_STDIN
 
 ROOT = Path(__file__).resolve().parents[3]
 KEY = "proof-0123456789abcdef0123456789abcdef"
@@ -81,6 +82,8 @@ class Server:
         """As the kernel does when memory is short."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
 
     def resident(self) -> float:
         """MiB in memory."""
@@ -115,6 +118,8 @@ def serving(model_uri: Path, folder: Path, **settings: str) -> Iterator[Server]:
         "API_KEYS_FILE": str(keys),
         "PORT": str(port),
         "RATE_LIMIT": "1000000",
+        # It ends with whoever started it, even when that is killed.
+        EXIT_WITH_STDIN: "1",
         **settings,
     }
     log = folder / "server.log"
@@ -133,7 +138,7 @@ def _process(environment: Mapping[str, str], log: Path) -> subprocess.Popen[byte
             [sys.executable, "-m", "serving"],
             cwd=ROOT,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
         )
