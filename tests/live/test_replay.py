@@ -223,7 +223,9 @@ def test_whatever_was_asked_is_made_again(tmp_path_factory: pytest.TempPathFacto
         desk.now += HOUR
         desk.size(confidence=confidence, action=action, regime=regime, current_price=price, current_position_usd=price)
     desk.log.close()
-    assert replay(records(desk)) == (len(asked), [])
+    again = replay(records(desk))
+    assert (again.decisions, again.differences) == (len(asked), [])
+    assert again.state["memory"] == desk.engine.snapshot()["memory"]
 
 
 @pytest.mark.parametrize(
