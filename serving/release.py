@@ -191,6 +191,8 @@ def _place(chosen: argparse.Namespace) -> tuple[str, Platform]:
 
     cloud = load_cloud(chosen.cloud)
     cloud.use_storage()
+    if not cloud.service:  # releases only name the champion in the store
+        return cloud.store, Local(port=chosen.port if chosen.command == "promote" else None)
     target = Target.of(cloud)
     if chosen.command == "promote":
         target = replace(target, window_seconds=chosen.window, allow_unauthenticated=chosen.allow_unauthenticated)

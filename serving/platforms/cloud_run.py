@@ -206,9 +206,6 @@ class CloudRun:
             service = self._api.create(service, reached)
         else:
             service = self._api.update(service, (*MASK, "template") if is_new else MASK, reached)
-        found = self._api.revision(name)
-        if found is not None and (failure := has_failed(found)):
-            raise ReleaseError(f"revision {name} does not start: {failure}")
         return _Trial(service, name, base, is_champion)
 
     def _canary(self, trial: _Trial, stored: StoredPolicy, percent: int, since: datetime) -> str:

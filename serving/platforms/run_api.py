@@ -1,9 +1,10 @@
 """Cloud Run's API for one service: every call bounded in time, tried again where that is safe, refused in sentences.
 
 A read that gets no answer is simply asked again. A write is not: whoever hears nothing does not know whether it was
-done. So a write is always over the version that was read (its etag), and after a silence the service is looked at:
-the version is the old one, then nothing was done and it is tried again; the service is as it should be, then it was;
-anything else is somebody else's work and stays.
+done. So a write is always over the generation that was read, and after a silence the service is looked at: the
+generation is the old one, then nothing was done and it is tried again; the service is as it should be, then it was;
+anything else is somebody else's work and stays. (Its etag, which a write carries, also changes when nobody changed
+anything but Cloud Run itself; the generation counts what people ask for.)
 """
 
 from __future__ import annotations
@@ -84,29 +85,31 @@ class RunApi:
     def create(self, service: run_v2.Service, reached: Callable[[run_v2.Service], bool]) -> run_v2.Service:
         """Create the service and wait until it is as asked; ``reached`` says whether it is."""
 
-        def create() -> Any:
+        def create(_present: run_v2.Service | None) -> Any:
             return self._services.create_service(
                 parent=self._target.parent, service=service, service_id=self._target.service, **self._limits
             )
 
-        return self._write("create the service", create, None, reached)
+        return self._write("create the service", create, None, reached, new_revision=True)
 
     def update(
         self, service: run_v2.Service, mask: Sequence[str], reached: Callable[[run_v2.Service], bool]
     ) -> run_v2.Service:
-        """Write the fields ``mask`` of ``service`` over the version that it was read as, and wait until it is as asked.
+        """Write the fields ``mask`` of ``service`` over the generation it was read as, and wait until it is as asked.
 
         Raises
         ------
         RefusedError : the service was changed since it was read, or Cloud Run refuses the change
         SourceError : no answer, or the change has not ended in time
         """
-        request = run_v2.UpdateServiceRequest(service=service, update_mask={"paths": list(mask)})
 
-        def update() -> Any:
+        def update(present: run_v2.Service | None) -> Any:
+            service.etag = present.etag if present else service.etag
+            request = run_v2.UpdateServiceRequest(service=service, update_mask={"paths": list(mask)})
             return self._services.update_service(request=request, **self._limits)
 
-        return self._write("change the service", update, service.etag, reached)
+        new_revision = "template" in mask
+        return self._write("change the service", update, service.generation, reached, new_revision=new_revision)
 
     def delete(self, service: run_v2.Service) -> None:
         """Delete the service, unless it was changed since it was read."""
@@ -160,8 +163,9 @@ class RunApi:
             ) from error
         except exceptions.Forbidden as error:
             raise RefusedError(
-                f"this account may not {what}: {_said(error)}: grant it roles/run.developer on project "
-                f"{self._target.project}, and roles/iam.serviceAccountUser on {self._target.service_account}"
+                f"this account may not {what}: {_said(error)}: grant it roles/run.developer on the service "
+                f"{self._target.service} (or the project, to make it), and roles/iam.serviceAccountUser on "
+                f"{self._target.service_account}"
             ) from error
         except exceptions.GoogleAPICallError as error:
             raise RefusedError(f"Cloud Run refused to {what}: {_said(error)}") from error
@@ -172,30 +176,36 @@ class RunApi:
 
     def _paused(self, silence: SourceError, pauses: Any) -> bool:
         """Wait before the next attempt as long as the answer asked for; False when it is time to give up."""
-        if not isinstance(silence.__cause__, _SILENCE) or (pause := next(pauses, None)) is None:
+        if not isinstance(silence.__cause__, (*_SILENCE, exceptions.Conflict)) or (pause := next(pauses, None)) is None:
             return False
         self._sleep(min(_retry_after(silence.__cause__) or pause, _LONGEST_PAUSE))
         return True
 
     def _write(
-        self, what: str, call: Callable[[], Any], etag: str | None, reached: Callable[[run_v2.Service], bool]
+        self,
+        what: str,
+        call: Callable[[run_v2.Service | None], Any],
+        generation: int | None,
+        reached: Callable[[run_v2.Service], bool],
+        *,
+        new_revision: bool,
     ) -> run_v2.Service:
         pauses = iter(_PAUSES)
         while True:
+            present = self.service()
+            if (present.generation if present else None) != generation:
+                if present is not None and reached(present):  # an earlier attempt's answer was lost
+                    return self._settled(present, "", new_revision)
+                raise RefusedError(
+                    f"{self._target.service} was changed by someone else meanwhile: look at release-status, then run "
+                    "the same command again"
+                )
             try:
-                operation = self._once(what, call)
+                operation = self._once(what, lambda: call(present))  # noqa: B023
             except SourceError as error:
-                if not isinstance(error.__cause__, (*_SILENCE, exceptions.Conflict)):
-                    raise
-                now = self.service()
-                found = None if now is None else now.etag
-                if now is not None and found != etag and reached(now):
-                    return self._settled(now)
-                if found != etag:
-                    raise RefusedError(
-                        f"{error}; {self._target.service} was changed by someone else meanwhile"
-                    ) from error
-                if isinstance(error, RefusedError) or not self._paused(error, pauses):
+                cause = error.__cause__
+                overtaken = isinstance(cause, exceptions.Conflict) and self._is_newer(present)
+                if not (overtaken or isinstance(cause, _SILENCE)) or not self._paused(error, pauses):
                     raise
                 continue
             failure = self._await(operation.operation)
@@ -205,10 +215,19 @@ class RunApi:
                     f"Cloud Run did {what}, but {self._target.service} is not as asked: someone else changed it "
                     "meanwhile; look at release-status, then run the same command again"
                 )
-            return self._settled(after, failure)
+            return self._settled(after, failure, new_revision)
+
+    def _is_newer(self, than: run_v2.Service | None) -> bool:
+        """Whether the service has another etag by now, which is why a write was refused."""
+        now = self.service()
+        return now is not None and (than is None or now.etag != than.etag)
 
     def _await(self, operation: operations_pb2.Operation) -> str:
-        """Wait until the operation has ended; why it failed, "" where it did not."""
+        """Wait until the operation has ended; why it failed, "" where it did not.
+
+        An account that may change this one service may not be allowed to see the project's operations: then the
+        service itself tells (:meth:`_settled`).
+        """
         deadline, pause = self._clock() + self._operation_seconds, _POLL_SECONDS[0]
         while not operation.done:
             if self._clock() >= deadline:
@@ -219,17 +238,22 @@ class RunApi:
             self._sleep(pause)
             pause = min(1.5 * pause, _POLL_SECONDS[1])
             question = operations_pb2.GetOperationRequest(name=operation.name)
-            operation = self._ask(
-                "tell how a change goes",
-                lambda: self._services.get_operation(question, timeout=_CALL_SECONDS, retry=None),  # noqa: B023
-            )
+            try:
+                operation = self._ask(
+                    "tell how a change goes",
+                    lambda: self._services.get_operation(question, timeout=_CALL_SECONDS, retry=None),  # noqa: B023
+                )
+            except RefusedError as refusal:
+                if isinstance(refusal.__cause__, exceptions.Forbidden):
+                    return ""
+                raise
         return str(operation.error.message) if operation.HasField("error") else ""
 
-    def _settled(self, service: run_v2.Service, failure: str = "") -> run_v2.Service:
+    def _settled(self, service: run_v2.Service, failure: str, new_revision: bool) -> run_v2.Service:
         """``service`` once what was asked of it is what is; a RefusedError where that failed.
 
         The service as a whole counts as failed as long as its newest revision does, even where no request ever goes
-        there. So what is looked at is whether the traffic flows as asked.
+        there. So of a change that makes no revision it is looked at whether the traffic flows as asked.
         """
         deadline, pause = self._clock() + self._operation_seconds, _POLL_SECONDS[0]
         while service.reconciling:
@@ -241,9 +265,10 @@ class RunApi:
             self._sleep(pause)
             pause = min(1.5 * pause, _POLL_SECONDS[1])
             service = self.service() or service
-        if not in_effect(service):
-            why = failure or service.terminal_condition.message
-            raise RefusedError(f"Cloud Run could not carry out the change: {why}")
+        if service.terminal_condition.state == run_v2.Condition.State.CONDITION_FAILED:
+            failure = failure or service.terminal_condition.message
+        if not in_effect(service) or (new_revision and failure):
+            raise RefusedError(f"Cloud Run could not carry out the change: {failure or 'it gives no reason'}")
         return service
 
 

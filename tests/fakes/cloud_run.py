@@ -205,6 +205,8 @@ class FakeCloudRun:
             service = self.services.get(name)
             if service is None:
                 raise Refused("ABORTED", "the service was deleted")
+            self._changes += 1
+            service.etag = f'"{self._changes}"'  # of what Cloud Run itself has to say, too
             if revision is not None:
                 revision.conditions = [_ready(failure)]
                 if failure is None:

@@ -13,7 +13,7 @@ import pytest
 
 from layer3.champion import Channel, read
 from layer3.errors import HimariError, ReleaseError
-from tests.serving.cloud import CANARY, STEPS, STORE, Desk, Ground, desk, ground
+from tests.serving.cloud import CANARY, IMAGE, STEPS, STORE, Desk, Ground, desk, ground
 from tests.serving.support import ROOT
 
 CALLS = [
@@ -121,10 +121,9 @@ def test_a_call_that_never_gets_an_answer(served: Desk, call: str) -> None:
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        ("GetService", "grant it roles/run.developer on project himari-tests"),
-        ("GetRevision", "grant it roles/run.developer on project himari-tests"),
+        ("GetService", "grant it roles/run.developer on the service himari"),
+        ("GetRevision", "grant it roles/run.developer on the service himari"),
         ("UpdateService", "roles/iam.serviceAccountUser on himari-serving@"),
-        ("GetOperation", "grant it roles/run.developer"),
         ("ListTimeSeries", "roles/monitoring.viewer on project himari-tests"),
     ],
 )
@@ -138,6 +137,15 @@ def test_a_permission_that_is_missing_is_named(served: Desk, call: str, said: st
     assert served.serving().get(old, 0) >= 90
     served.watcher = lambda canary, seconds: []
     assert served.release(2).outcome == "released"
+
+
+def test_who_may_not_see_operations_watches_the_service(served: Desk) -> None:
+    served.run.google.fail("GetOperation", status=403, times=10_000)
+    assert served.release(2).outcome == "released"
+    missing = IMAGE[:-1] + "3"
+    with pytest.raises(ReleaseError, match=f"step 'revision': .*Image '{missing}' not found"):
+        served.release(3, image=missing)
+    assert served.serving() == {served.model(2): 100}
 
 
 # An operation that never ends
