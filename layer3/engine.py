@@ -40,7 +40,7 @@ class Layer3Phase1RL(Layer3Phase1):
     rl_api_endpoint : the prediction server, with or without ``/predict``
     rl_timeout_ms : for a whole call of the server (150)
     device : ``cpu`` or ``cuda``; one state through this small a network is faster on a CPU, where it always runs
-    engine : arguments of :class:`Layer3Phase1` (clock, timer, connect, seed, state)
+    engine : arguments of :class:`Layer3Phase1` (clock, timer, connect, multipliers, assigner, seed, state)
 
     Raises
     ------

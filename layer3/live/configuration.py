@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import operator
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,6 +40,7 @@ __all__ = [
     "PolicySettings",
     "RiskSettings",
     "StateSettings",
+    "at_start",
     "load_config",
 ]
 
@@ -275,6 +277,12 @@ def _as_floats(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _as_floats(entry) for key, entry in value.items()}
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def at_start(before: Layer3Config, now: Layer3Config) -> list[str]:
+    """The settings that differ and that a running program does not take up, dotted."""
+    paths = ("state", "metrics", "decision_log", "experiment", "risk.kill_signal", "logging.level")
+    return [path for path in paths if operator.attrgetter(path)(before) != operator.attrgetter(path)(now)]
 
 
 def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> Layer3Config:

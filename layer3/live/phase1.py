@@ -29,7 +29,7 @@ from layer3.breaker import CircuitBreaker
 from layer3.errors import ConfigurationError, DataError
 from layer3.live import risk
 from layer3.live.active import Active, Connect, connect, prepare
-from layer3.live.configuration import Layer3Config
+from layer3.live.configuration import Layer3Config, at_start
 from layer3.live.draft import Assessed, Draft, Refusal, begin, book_name
 from layer3.live.figures import SymbolFigures, symbol_figures
 from layer3.live.inputs import Inputs, number_or_nan
@@ -227,8 +227,8 @@ class Layer3Phase1:
 
         What was learnt stays: closed trades count on top of the new prior, the latest residuals fill the new
         window, regime, prices (unless bars have another length), positions and the day's account go on. The
-        breaker goes on too unless its settings or the endpoint changed. ``risk.kill_signal``, ``state`` and what the
-        runner alone reads (``metrics``, ``decision_log``, ``experiment``) take effect at the next start.
+        breaker goes on too unless its settings or the endpoint changed. What takes effect at the next start only
+        (:func:`layer3.live.configuration.at_start`) is logged.
 
         Raises
         ------
@@ -241,6 +241,9 @@ class Layer3Phase1:
                 self._memory = Memory.restored(config.chain, config.market.bar_seconds, self._memory.to_json())
             self._aim_kill_switch()
             self._teller.count("reloads")
+        later = at_start(before.config, config)
+        if later:
+            _log.warning("changed settings that take effect at the next start", extra={"settings": later})
         if before.client is not active.client:
             # A decision under way may still ask the old client; the one before it nobody knows any more.
             retired, self._retired = self._retired, before.client

@@ -413,6 +413,16 @@ def test_a_clock_that_fails() -> None:
     assert (got.refusal, got.timestamp_ns) == ("internal_error", -1)
 
 
+def test_what_a_reload_does_not_take_up_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk()
+    desk.engine.reload(load_config(None, {**OFF, "risk": {"max_leverage": 1.0}}))
+    assert "next start" not in caplog.text
+    changed = {"metrics": {"port": 1}, "experiment": {"path": "x"}, "logging": {"level": "ERROR"}}
+    desk.engine.reload(load_config(None, {**OFF, **changed}))
+    [record] = [record for record in caplog.records if "next start" in record.message]
+    assert record.settings == ["metrics", "experiment", "logging.level"]  # type: ignore[attr-defined]
+
+
 def test_observers_see_every_decision_and_may_fail(caplog: pytest.LogCaptureFixture) -> None:
     desk = Desk()
     seen: list[tuple[PositionSizingDecision, Inputs]] = []
