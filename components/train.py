@@ -70,6 +70,9 @@ def train(
     manifest = fitted.policy.manifest
     kept = {name: value for name, value in manifest.items() if name not in {"golden", "metrics", "normalisation"}}
     model.metadata.update(metadata({**kept, "device": device, "framework": "numpy + safetensors"}))
+    about = {name: model.metadata[name] for name in ("model_id", "symbol", "synthetic", "seed", "data_sha256")}
+    curves.metadata.update(about)
+    events.metadata.update({**about, "format": "TensorBoard event files, one folder per member"})
     context = TrainingContext(
         symbol=manifest["symbol"],
         source=manifest["data"]["source"],

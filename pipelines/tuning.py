@@ -6,6 +6,7 @@ from components.compare import compare
 from components.ingest import ingest
 from components.propose import propose
 from components.score import score
+from pipelines.machines import t4
 
 NAME = "himari-tuning"
 
@@ -50,13 +51,10 @@ def tuning(
     proposed.set_display_name("Propose settings")
 
     with dsl.ParallelFor(proposed.output, parallelism=PARALLEL, name="settings") as values:
-        scored = score(
+        scored = t4(score)(
             features=ingested.outputs["features"], values=values, seeds=seeds, steps=train_steps, store=store
         )
         scored.set_display_name("Train and score")
-        scored.set_cpu_limit("4").set_memory_limit("15G")
-        scored.set_accelerator_type("NVIDIA_TESLA_T4").set_accelerator_limit(1)
-        scored.set_retry(num_retries=2, backoff_duration="2s", backoff_factor=2.0)
 
     compared = compare(
         features=ingested.outputs["features"],

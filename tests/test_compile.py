@@ -3,7 +3,6 @@
 import configparser
 import importlib.metadata
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from packaging.requirements import Requirement
 import compile as compiler
 from components.image import IMAGE
 from layer3.errors import ConfigurationError
+from tests.fakes.vertex.custom_jobs import custom_jobs
 
 ROOT = Path(__file__).resolve().parents[1]
 PINNED = "europe-docker.pkg.dev/p/himari/pipeline@sha256:" + "ab" * 32
@@ -260,36 +260,19 @@ def types(definitions):
     return {name: item["artifactType"] for name, item in definitions["artifacts"].items()}
 
 
-def test_a_custom_job_is_what_vertex_understands(custom):
+@pytest.mark.parametrize("step", ["train", "walk"])
+def test_a_custom_job_is_what_vertex_understands(custom, step):
     """The launcher's payload, its placeholders filled in, is a CustomJob of the service's own message type."""
-    from google.cloud import aiplatform_v1 as v1
-    from google.protobuf import json_format
-
-    container = custom["deploymentSpec"]["executors"]["exec-train"]["container"]
-    inputs = custom["components"]["comp-train"]["inputDefinitions"]["parameters"]
-    payload = container["args"][container["args"].index("--payload") + 1]
-    job = v1.CustomJob()
-    json_format.ParseDict(json.loads(filled(payload, inputs)), v1.CustomJob.pb(job))
-    assert job.job_spec.scheduling.strategy == v1.Scheduling.Strategy.SPOT
-    assert job.job_spec.scheduling.timeout.total_seconds() == 7_200
+    job = custom_jobs(custom)[f"exec-{step}"]
+    assert job.display_name == f"himari-{step}"
+    assert dict(job.labels) == {"himari-step": step}
+    scheduling = job.job_spec.scheduling
+    assert scheduling.strategy.name == "SPOT"
+    assert scheduling.restart_job_on_worker_restart
+    assert scheduling.timeout.total_seconds() == 7_200
     machine = job.job_spec.worker_pool_specs[0].machine_spec
-    assert (machine.machine_type, machine.accelerator_type.name, machine.accelerator_count) == (
-        "n1-standard-4",
-        "NVIDIA_TESLA_T4",
-        1,
-    )
-
-
-def filled(payload, inputs):
-    """The payload as the service fills it in from the defaults of the component's parameters."""
-
-    empty = {"LIST": [], "STRUCT": {}}
-
-    def value(found):
-        given = inputs[found[1]].get("defaultValue", empty.get(inputs[found[1]]["parameterType"], ""))
-        return given if isinstance(given, str) else json.dumps(given)
-
-    return re.sub(r"\{\{\$\.inputs\.parameters\['(\w+)'\]\}\}", value, payload).replace("\n", "\\n")
+    shape = (machine.machine_type, machine.accelerator_type.name, machine.accelerator_count)
+    assert shape == ("n1-standard-4", "NVIDIA_TESLA_T4", 1)
 
 
 def test_nothing_reads_the_environment_at_import(tmp_path):

@@ -104,6 +104,9 @@ def test_training_leaves_its_curves_its_events_and_what_was_tried(chain):
     assert "seed-2" in page
     names = {path.parent.name for path in Path(out["events"].path).rglob("events.out.tfevents.*")}
     assert names == {"seed-1", "seed-2"}
+    for artifact in (out["curves"], out["events"]):
+        assert artifact.metadata["model_id"] == out["model"].metadata["model_id"]
+        assert artifact.metadata["data_sha256"] == out["candles"].metadata["data_sha256"]
     records = [json.loads(path.read_text()) for path in (box.folder / "store" / "trials").rglob("*.json")]
     (record,) = [record for record in records if record["kind"] == "run"]
     assert record["policies"] == 2

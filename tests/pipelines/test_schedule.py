@@ -32,7 +32,7 @@ CRON = "TZ=Etc/UTC 0 6 * * 1"
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path, *_ = compiler.compile_pipelines(tmp_path_factory.mktemp("build"), COMPONENTS)
+    path, *_ = compiler.compile_pipelines(tmp_path_factory.mktemp("build"), COMPONENTS, custom_job=True)
     return path
 
 
@@ -367,10 +367,14 @@ def test_cron_expressions_that_cannot_be(text: str, words: str) -> None:
     assert words in str(refusal.value)
 
 
-def test_a_scheduled_run_is_linked_registered_and_served_one_at_a_time(cloud: World) -> None:
-    """What the clock begins ends as what is typed: the same labels, its experiment, its version, its champion."""
+def test_a_scheduled_run_is_linked_registered_and_served_one_at_a_time(cloud: World, compiled: Path) -> None:
+    """What the clock begins ends as what is typed: the same labels, its experiment, its version, its champion.
+
+    Its training is a custom job here.
+    """
+    spec = ["--spec", str(compiled.with_name("training-custom-job.yaml"))]
     small = ["--steps", "4096", "--folds", "0", "--override-name", "Ada", "--override-reason", "a test of the workflow"]
-    assert put(cloud, "--data", "synthetic:bars=5000,edge=3,seed=5", *small) == 0
+    assert put(cloud, "--data", "synthetic:bars=5000,edge=3,seed=5", *small, *spec) == 0
     (made,) = there(cloud)
     vertex = cloud.vertex
     begun = vertex.schedules.fire(made.name)
@@ -380,7 +384,7 @@ def test_a_scheduled_run_is_linked_registered_and_served_one_at_a_time(cloud: Wo
     run = vertex.pipelines.jobs[begun.name]
     assert run.state.name == "PIPELINE_STATE_SUCCEEDED", run.error.message
     assert run.schedule_name == made.name
-    assert dict(run.labels) == run_labels(provenance(ROOT), data="synthetic:bars=5000,edge=3,seed=5", data_version="")
+    assert dict(run.labels) == job_of(made)["labels"]
     run_id = run.name.rpartition("/")[2]
     assert vertex.metadata.children("himari") == {run_id, f"himari-{run_id}"}
     told = vertex.metadata.named(f"himari-{run_id}").metadata

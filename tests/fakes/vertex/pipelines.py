@@ -26,6 +26,7 @@ from google.rpc import status_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from tests.fakes.google import FakeGoogle, Refused, label_problem, page
+from tests.fakes.vertex.custom_jobs import unfolded
 
 if TYPE_CHECKING:
     from tests.fakes.vertex.server import Place
@@ -163,7 +164,7 @@ class Pipelines:
             )
         spec = json_format.MessageToDict(v1.PipelineJob.pb(job).pipeline_spec)
         parsed = _parsed(spec)
-        for name, executor in spec.get("deploymentSpec", {}).get("executors", {}).items():
+        for name, executor in unfolded(spec).get("deploymentSpec", {}).get("executors", {}).items():
             image = executor.get("container", {}).get("image", "")
             if "@sha256:" not in image or image not in self.images:
                 raise Refused(
@@ -181,7 +182,7 @@ class Pipelines:
     def _start(self, name: str, job_id: str) -> None:
         job = self.jobs[name]
         request = {
-            "spec": json_format.MessageToDict(v1.PipelineJob.pb(job).pipeline_spec),
+            "spec": unfolded(json_format.MessageToDict(v1.PipelineJob.pb(job).pipeline_spec)),
             "arguments": _arguments(job),
             "root": f"{job.runtime_config.gcs_output_directory.rstrip('/')}/{self._place.number}",
             "run_id": job_id,
