@@ -13,7 +13,8 @@ import time
 from types import FrameType
 from typing import Final
 
-import uvicorn
+from uvicorn.config import Config
+from uvicorn.server import Server as UvicornServer
 
 from serving.access import AccessLog
 from serving.door import Door
@@ -32,10 +33,10 @@ _CUT_SECONDS: Final = 1
 logger = logging.getLogger("serving")
 
 
-class Server(uvicorn.Server):
+class Server(UvicornServer):
     """uvicorn, whose tick (ten times a second) also drains, and once a second looks for the impatient and the idle."""
 
-    def __init__(self, config: uvicorn.Config, door: Door) -> None:
+    def __init__(self, config: Config, door: Door) -> None:
         super().__init__(config)
         self._door = door
         self._frozen = False
@@ -53,8 +54,7 @@ class Server(uvicorn.Server):
         if self._leave_at is not None and (not self.server_state.tasks or time.monotonic() > self._leave_at):
             self.should_exit = True
         if not self._frozen and self._door.service.current is not None:
-            # What was loaded stays: the collector need not look at it during every thousandth request.
-            gc.collect()
+            # What was loaded stays: the collector need not look at it in the middle of a request.
             gc.freeze()
             self._frozen = True
         if counter % 10 == 0:
@@ -73,7 +73,7 @@ def open_door(settings: Settings) -> Door:
 
 def server_of(door: Door, settings: Settings) -> Server:
     """A server that answers through ``door`` and has not started yet."""
-    config = uvicorn.Config(
+    config = Config(
         door,
         host=settings.host,
         port=settings.port,
