@@ -51,6 +51,7 @@ __all__ = [
     "Policy",
     "golden_pairs",
     "load_policy",
+    "read_policy",
     "save_policy",
     "stack",
 ]
@@ -344,20 +345,26 @@ def _model_id(details: Mapping[str, Any], digest: str) -> str:
 
 
 def load_policy(folder: Path) -> Policy:
-    """Read and verify a policy folder.
+    """Read and verify a policy folder; errors as :func:`read_policy`, and a PolicyError where a file is missing."""
+    try:
+        manifest, blob = (folder / _MANIFEST).read_bytes(), (folder / _WEIGHTS).read_bytes()
+    except OSError as error:
+        raise PolicyError(f"no policy at {folder}: {error.strerror}: {error.filename}") from error
+    return read_policy(manifest, blob, str(folder))
+
+
+def read_policy(manifest_json: bytes, blob: bytes, folder: str) -> Policy:
+    """The verified policy of the two files' contents; ``folder`` is where they lie, for the errors.
 
     Raises
     ------
-    PolicyError : a file is missing or damaged, holds another kind of network than this program
-        computes, or does not reproduce its golden pairs
+    PolicyError : a file is damaged, holds another kind of network than this program computes, goes by
+        a name that is not its content's, or does not reproduce its golden pairs
     ContractError : it was trained under another state contract
     """
-    manifest_path, weights_path = folder / _MANIFEST, folder / _WEIGHTS
+    manifest_path, weights_path = f"{folder}/{_MANIFEST}", f"{folder}/{_WEIGHTS}"
     try:
-        manifest = json.loads(manifest_path.read_bytes())
-        blob = weights_path.read_bytes()
-    except OSError as error:
-        raise PolicyError(f"no policy at {folder}: {error.strerror}: {error.filename}") from error
+        manifest = json.loads(manifest_json)
     except ValueError as error:
         raise PolicyError(f"{manifest_path} is not JSON ({error}): release or train it again") from error
     if not isinstance(manifest, dict):
@@ -397,6 +404,17 @@ def load_policy(folder: Path) -> Policy:
         raise PolicyError(
             f"{manifest_path}: golden pairs are malformed ({error!r}): release or train it again"
         ) from error
+    try:
+        model_id = _model_id(manifest, digest)
+    except (KeyError, TypeError) as error:
+        raise PolicyError(
+            f"{manifest_path} does not say when its data end ({error!r}): release or train it again"
+        ) from error
+    if manifest["model_id"] != model_id:
+        raise PolicyError(
+            f"{manifest_path}: its model id is {manifest['model_id']!r}, that of its content {model_id!r}: "
+            "the file was changed; copy it again"
+        )
     return policy
 
 

@@ -228,6 +228,23 @@ def test_a_manifest_that_lacks_a_key_is_refused(saved: Path, key: str) -> None:
         load_policy(saved)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_id": "20300101-000000000000"}, r"its model id is '20300101-0+', that of its content '"),
+        ({"model_id": 5}, "its model id is 5, that of its content"),
+        ({"synthetic": False}, "its model id is 'synthetic-.*', that of its content '2022"),
+        ({"data": {"end": "2030-01-01"}}, "that of its content 'synthetic-20300101-"),
+        ({"data": {}}, "does not say when its data end"),
+        ({"data": None}, "does not say when its data end"),
+    ],
+)
+def test_the_name_follows_from_the_content(saved: Path, changes: Manifest, message: str) -> None:
+    rewrite(saved, lambda manifest: manifest.update(changes))
+    with pytest.raises(PolicyError, match=message):
+        load_policy(saved)
+
+
 def test_any_flipped_byte_of_the_weights_is_refused(saved: Path) -> None:
     path = saved / "policy.safetensors"
     blob = path.read_bytes()

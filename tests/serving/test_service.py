@@ -151,10 +151,15 @@ def under_another_name(folder: Path) -> None:
     edit_manifest(folder, model_id="20300101-ffffffffffff")
 
 
+def of_another_day(folder: Path) -> None:
+    make_policy(folder, seed=2, data={"end": "2030-01-01T00:00:00+00:00"})
+
+
 BAD = {
     damaged: ("PolicyError", "policy.safetensors has sha256"),
     of_another_contract: ("ContractError", "himari-state-12/7"),
     of_another_network: ("PolicyError", "its own golden pairs come out"),
+    of_another_day: ("PolicyError", "the files there say that they are 20300101-"),
     under_another_name: ("PolicyError", "20300101-ffffffffffff"),
 }
 
