@@ -146,7 +146,7 @@ class LiveExperiment:
     def record_again(self, decision: Mapping[str, Any]) -> None:
         """Record a decision of the decision log (:meth:`~layer3.types.PositionSizingDecision.to_json`), which a
         process that was killed may have told without recording it; a StoreError where the file cannot be read."""
-        if decision["experiment"] is not None and not self._reads.has_decision(decision["decision_id"]):
+        if decision.get("experiment") is not None and not self._reads.has_decision(decision["decision_id"]):
             self._record(Arms(**decision["experiment"]), decision)
 
     def record_outcome(self, decision_id: str, *, pnl_usd: float, realised_return: float, duration_s: float) -> Ticket:

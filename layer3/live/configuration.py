@@ -41,6 +41,7 @@ __all__ = [
     "RiskSettings",
     "StateSettings",
     "at_start",
+    "digest_of",
     "load_config",
 ]
 
@@ -268,8 +269,13 @@ class Layer3Config(BaseSettings):
 
     def digest(self) -> str:
         """sha256 of every effective setting, hexadecimal: equal where nothing differs, however it was said."""
-        text = json.dumps(_as_floats(self.as_json()), sort_keys=True, allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest_of(self.as_json())
+
+
+def digest_of(plain: Mapping[str, Any]) -> str:
+    """:meth:`Layer3Config.digest` of settings as plain data, also those of an older program."""
+    text = json.dumps(_as_floats(plain), sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _as_floats(value: Any) -> Any:

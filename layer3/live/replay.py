@@ -23,7 +23,7 @@ from layer3.ab.assignment import Arm, Assignment
 from layer3.agent.policy import Policy
 from layer3.errors import ConfigurationError, DataError, HimariError
 from layer3.live import logs, risk
-from layer3.live.configuration import Layer3Config, load_config
+from layer3.live.configuration import Layer3Config, digest_of, load_config
 from layer3.live.log_file import DECISION, HEAD, read_all
 from layer3.live.messages import arguments
 from layer3.live.phase1 import Layer3Phase1
@@ -94,7 +94,8 @@ class _Recorded:
             then["model_version"],
             tuple(then["passed_over"]),
         )
-        self.arms = None if then["experiment"] is None else Arms(**then["experiment"])
+        arms = then.get("experiment")  # an older program's decisions have none
+        self.arms = None if arms is None else Arms(**arms)
 
 
 class _Clock:
@@ -185,10 +186,10 @@ def _harmless(config: Layer3Config) -> Layer3Config:
 
 
 def _config(record: Mapping[str, Any]) -> Layer3Config:
-    config = Layer3Config(**record["configuration"])
-    if config.digest() != record["config_hash"]:
-        raise DataError("the recorded configuration has not the recorded hash: it was written by another program")
-    return config
+    if digest_of(record["configuration"]) != record["config_hash"]:
+        raise DataError("the recorded configuration has not the recorded hash: it was changed, or another program's")
+    # What an older program did not know has its default.
+    return Layer3Config(**record["configuration"])
 
 
 def _again(engine: Layer3Phase1, record: Mapping[str, Any], clock: _Clock, told: _Recorded) -> Iterator[Difference]:
@@ -202,7 +203,7 @@ def _again(engine: Layer3Phase1, record: Mapping[str, Any], clock: _Clock, told:
     now = engine.calculate_position(**arguments(given)).to_json()
     engine.kill_switch.release()
     now["config_hash"] = then["config_hash"]  # of the configuration as it was; the engine's reaches for nothing
-    for field, recorded, value in _compare("", then, now):
+    for field, recorded, value in _compare("", then, {name: now[name] for name in now if name in then}):
         if field not in _SKIPPED:
             yield Difference(then["decision_id"], field, recorded, value)
 

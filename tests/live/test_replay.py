@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from layer3.agent.policy import Policy, save_policy, stack
 from layer3.errors import DataError
-from layer3.live.configuration import load_config
+from layer3.live.configuration import digest_of, load_config
 from layer3.live.decision_log import DecisionLog
 from layer3.live.log_file import read, read_all
 from layer3.live.phase1 import Layer3Phase1
@@ -177,6 +177,18 @@ def test_the_multiplier_is_taken_as_given_or_asked_again(tmp_path: Path) -> None
     assert replay(found, policy=made).differences != []
 
 
+def test_the_log_of_an_older_program_can_be_made_again(desk: Desk) -> None:
+    desk.size()
+    desk.size(confidence=0.6)
+    found = copy.deepcopy(records(desk))
+    del found[0]["configuration"]["experiment"]
+    found[0]["config_hash"] = digest_of(found[0]["configuration"])
+    for record in found[1:]:
+        del record["decision"]["experiment"]
+    again = replay(found)
+    assert (again.decisions, again.differences) == (2, [])
+
+
 def test_another_configuration_shows_what_it_would_change(desk: Desk) -> None:
     desk.size()
     config = load_config(None, {"chain": {"max_exposure": 0.05}})
@@ -233,7 +245,7 @@ def test_whatever_was_asked_is_made_again(tmp_path_factory: pytest.TempPathFacto
     [
         (lambda r: r.pop(0), "does not begin with a head"),
         (lambda r: r[0].pop("state"), "not one that the engine wrote"),
-        (lambda r: r[0].__setitem__("config_hash", "0" * 64), "another program"),
+        (lambda r: r[0].__setitem__("config_hash", "0" * 64), "it was changed, or another program's"),
         (lambda r: r[1].__setitem__("kind", "x"), "unknown kind 'x'"),
         (lambda r: r[1]["inputs"].pop("signal"), "signal: it is missing"),
     ],

@@ -528,18 +528,18 @@ class TestRedis:
         rng = random.Random(3)
         lines = EXAMPLE.read_bytes().splitlines()
         entries = [client.xadd("signals", {"data": lines[i % 40]}).decode() for i in range(400)]  # type: ignore[union-attr]
-        log = tmp_path / "log.jsonl"
+        log, store = tmp_path / "log.jsonl", tmp_path / "ab.sqlite"
         arguments = (*self.addresses(port), "--clock", "signal", "--log", log)
         for _ in range(5):
             before = client.xlen("decisions")
-            with start(*arguments) as process:
+            with start(*arguments, EXPERIMENT__PATH=store) as process:
                 wait_for(lambda: client.xlen("decisions") > before)  # noqa: B023
                 time.sleep(rng.uniform(0.0, 0.15))
                 process.kill()
                 process.communicate()
         left = client.xinfo_groups("signals")[0]
         assert 0 < left["lag"] + left["pending"] < 400  # type: ignore[index]
-        with start(*arguments) as process:
+        with start(*arguments, EXPERIMENT__PATH=store) as process:
             wait_for(lambda: (g := client.xinfo_groups("signals")[0])["lag"] == 0 and g["pending"] == 0, 60.0)  # type: ignore[index]
             process.terminate()
             process.communicate(timeout=60)
@@ -550,6 +550,11 @@ class TestRedis:
         for answer in self.out(client):
             assert told.setdefault(answer["entry"], answer["decision_id"]) == answer["decision_id"]
         assert list(told) == entries
+        # What was told is what the experiment knows, each once.
+        with contextlib.closing(sqlite3.connect(store)) as opened:
+            known = [name for (name,) in opened.execute("SELECT id FROM decision")]
+        judged = [record["decision"] for record in read_all(log) if record["kind"] == "decision"]
+        assert sorted(known) == sorted(each["decision_id"] for each in judged if each["experiment"] is not None)
 
     def test_a_redis_that_goes_and_comes_back_is_waited_for(self, port: int, tmp_path: Path) -> None:
         command = redis_server(port, tmp_path)
