@@ -172,6 +172,7 @@ def parameters_of(cloud: Cloud, images: Images, chosen: Mapping[str, Any]) -> di
         "fold_groups": _GROUPS,
         "serving_image": images.serving,
         "vertex": said_of(cloud),
+        "register_rejected": cloud.register_rejected,
         "target": Target.of(cloud).to_json() if cloud.service else "",
     }
 

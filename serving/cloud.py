@@ -95,6 +95,7 @@ class Cloud:
     service: str = "himari-dev"
     images_file: str = "build/images.json"
     max_cost_usd: float = 10.0
+    register_rejected: bool = False
     endpoints: Endpoints = field(default_factory=Endpoints)
 
     def __post_init__(self) -> None:
@@ -104,6 +105,7 @@ class Cloud:
                 continue  # load_cloud asks for them, so that a file may leave one to the environment
             if not isinstance(value, str) or not re.fullmatch(shape, value):
                 raise ConfigurationError(f"{name} is {value!r}; it must be {words}")
+        settings.true_or_false(self, "register_rejected")
         settings.within(self, "max_cost_usd", 0.0, 10_000.0, open_low=True)
 
     @property

@@ -73,6 +73,7 @@ def test_a_schedule_is_a_submitted_run_over_the_newest_data(
     assert parameters["data_version"] == "newest"
     assert parameters["data"] == "synthetic:bars=5000,seed=5"
     assert json.loads(parameters["vertex"])["experiment"] == "himari"
+    assert parameters["register_rejected"] is False
     assert job["runtimeConfig"]["gcsOutputDirectory"] == "gs://bucket/runs"
     assert job["serviceAccount"] == cloud.cloud.pipeline_service_account
     assert job["labels"] == run_labels(provenance(ROOT), data="synthetic:bars=5000,seed=5", data_version="")

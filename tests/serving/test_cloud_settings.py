@@ -71,6 +71,7 @@ def test_every_default_of_the_file_is_the_programs(tmp_path):
         ({"images_file": ""}, "images_file is"),
         ({"max_cost_usd": 0}, "max_cost_usd is 0"),
         ({"max_cost_usd": True}, "max_cost_usd is True"),
+        ({"register_rejected": "yes"}, "register_rejected is 'yes'; it must be true or false"),
         ({"max_cost_usd": float("nan")}, "max_cost_usd is nan"),
         ({"max_cost_usd": "10"}, "max_cost_usd is the text '10'"),
         ({"projct": "x"}, "did you mean 'project'"),
