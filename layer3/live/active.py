@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from layer3.breaker import CircuitBreaker, State
 from layer3.errors import ConfigurationError
 from layer3.live.configuration import Layer3Config
-from layer3.live.sources import Asker, Multipliers, Sources, load_local
+from layer3.live.sources import Asker, Multipliers, Pace, Sources, load_local
 from layer3.net.tokens import metadata_tokens
 from layer3.remote import PolicyClient
 from layer3.types import LOCAL_MODEL
@@ -20,6 +20,8 @@ __all__ = ["Active", "Connect", "connect", "prepare"]
 
 #: Makes the client of the served policy; the breaker is the engine's.
 Connect = Callable[[Layer3Config, CircuitBreaker], Asker]
+#: Seconds between two lines about a server that refuses what we send.
+_TOLD_AGAIN_S: Final = 60.0
 _log = logging.getLogger(__name__)
 
 
@@ -59,24 +61,24 @@ def prepare(
     ------
     ConfigurationError, PolicyError, ContractError, ReleaseError : a policy cannot be reached or trusted as said
     """
-    policy, digest = config.policy, config.digest()
+    policy, digest, pace = config.policy, config.digest(), Pace(_TOLD_AGAIN_S)
     if instead is not None:
         return Active(config, digest, instead)
     if not policy.enabled:
-        return Active(config, digest, Sources(None, None, ("policy.enabled is false",), 1.0))
+        return Active(config, digest, Sources(None, None, ("policy.enabled is false",), 1.0, pace))
     local = None if policy.model_path is None else load_local(policy.model_path)
     missing = () if local is not None else (f"{LOCAL_MODEL}: policy.model_path is not given",)
     if config.deployment_mode == "local":
         if local is None:
             _log.warning("the policy is enabled but there is none to ask: every multiplier is the fallback's")
-        return Active(config, digest, Sources(None, local, missing, policy.fallback_multiplier))
+        return Active(config, digest, Sources(None, local, missing, policy.fallback_multiplier, pace))
     if before is not None and before.breaker is not None and _call(before.config) == _call(config):
         breaker, client = before.breaker, before.client
     else:
         breaker = CircuitBreaker(config.breaker, clock=timer, rng=rng)
         breaker.listeners.append(_say)
         client = make(config, breaker)
-    sources = Sources(client, local, missing, policy.fallback_multiplier)
+    sources = Sources(client, local, missing, policy.fallback_multiplier, pace)
     return Active(config, digest, sources, client, breaker)
 
 

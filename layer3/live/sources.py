@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -15,7 +18,7 @@ from layer3.errors import ContractError, PolicyError, RefusedError, SourceError
 from layer3.remote import RemoteAnswer
 from layer3.types import FALLBACK_KELLY, GCP_API, LOCAL_MODEL
 
-__all__ = ["Answer", "Asker", "Multipliers", "Sources", "load_local"]
+__all__ = ["Answer", "Asker", "Multipliers", "Pace", "Sources", "load_local"]
 
 _log = logging.getLogger(__name__)
 
@@ -56,16 +59,34 @@ class Multipliers(Protocol):
         """The answer where ``why`` makes the size zero whatever anybody says."""
 
 
+class Pace:
+    """Says yes at most once in ``seconds``; of two threads at one moment both may be told so."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._next = -math.inf
+
+    def due(self) -> bool:
+        """Whether it is time."""
+        now = self._clock()
+        if now < self._next:
+            return False
+        self._next = now + self._seconds
+        return True
+
+
 class Sources(NamedTuple):
     """In the order in which they are asked; ``None`` where there is no such source.
 
-    ``missing`` says of those that are not there why, ``fallback`` is the multiplier where nobody answers.
+    ``missing`` says of those that are not there why, ``fallback`` is the multiplier where nobody answers, and ``pace``
+    when a server that refuses what we send is to be told of again.
     """
 
     client: Asker | None
     policy: Policy | None
     missing: tuple[str, ...]
     fallback: float
+    pace: Pace
 
     def ask(self, state: NDArray[np.float32], request_id: str) -> Answer:
         """The first answer for ``state`` (16,); a source that does not answer is named, never an error."""
@@ -74,7 +95,7 @@ class Sources(NamedTuple):
         try:
             return _remote(self.client.ask(state, request_id))
         except (SourceError, ContractError) as error:
-            return self._here(state, (_passed_over(error), *self.missing))
+            return self._here(state, (self._passed_over(error), *self.missing))
 
     async def aask(self, state: NDArray[np.float32], request_id: str) -> Answer:
         """:meth:`ask` for callers in an event loop."""
@@ -83,11 +104,17 @@ class Sources(NamedTuple):
         try:
             return _remote(await self.client.aask(state, request_id))
         except (SourceError, ContractError) as error:
-            return self._here(state, (_passed_over(error), *self.missing))
+            return self._here(state, (self._passed_over(error), *self.missing))
 
     def nobody(self, why: str) -> Answer:
         """The fallback without asking anybody."""
         return Answer(self.fallback, FALLBACK_KELLY, passed_over=(why,))
+
+    def _passed_over(self, error: SourceError | ContractError) -> str:
+        if isinstance(error, RefusedError) and self.pace.due():
+            # The server is well: what we send is wrong, and no waiting mends that.
+            _log.error("the policy's server refuses what this program sends", extra={"error": str(error)})
+        return f"{GCP_API}: {error}"
 
     def _here(self, state: NDArray[np.float32], passed_over: tuple[str, ...]) -> Answer:
         if self.policy is None:
@@ -115,10 +142,3 @@ def load_local(path: str) -> Policy:
 
 def _remote(answer: RemoteAnswer) -> Answer:
     return Answer(answer.multiplier, GCP_API, answer.confidence, answer.model_version)
-
-
-def _passed_over(error: SourceError | ContractError) -> str:
-    if isinstance(error, RefusedError):
-        # The server is well: what we send is wrong, and no waiting mends that.
-        _log.error("the policy's server refuses what this program sends", extra={"error": str(error)})
-    return f"{GCP_API}: {error}"

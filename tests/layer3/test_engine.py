@@ -18,6 +18,7 @@ from layer3.engine import Layer3Phase1, Layer3Phase1RL
 from layer3.errors import CircuitOpenError, ConfigurationError, ContractError, PolicyError, RefusedError, SourceError
 from layer3.live.configuration import Layer3Config, load_config
 from layer3.live.inputs import Inputs
+from layer3.live.sources import Pace
 from layer3.sizing.chain import SizingChain, decide
 from layer3.types import Action, CascadeIndicators, ClosedTrade, PositionSizingDecision, Regime
 from tests.layer3.test_size import release
@@ -421,6 +422,20 @@ def test_what_a_reload_does_not_take_up_is_said(caplog: pytest.LogCaptureFixture
     desk.engine.reload(load_config(None, {**OFF, **changed}))
     [record] = [record for record in caplog.records if "next start" in record.message]
     assert record.settings == ["metrics", "experiment", "logging.level"]  # type: ignore[attr-defined]
+
+
+def test_a_server_that_refuses_what_is_sent_is_told_of_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk(CLOUD, Scripted(RefusedError("http://there answered HTTP 404: not here")))
+    for _ in range(50):
+        assert "HTTP 404" in desk.size().passed_over[0]
+    refusals = [record for record in caplog.records if "refuses what this program sends" in record.message]
+    turned = [record for record in caplog.records if "another source" in record.message]
+    assert (len(refusals), refusals[0].levelname, len(turned)) == (1, "ERROR", 1)
+    now = [0.0]
+    pace = Pace(60.0, lambda: now[0])
+    assert [pace.due(), pace.due()] == [True, False]
+    now[0] = 60.0
+    assert pace.due()
 
 
 def test_observers_see_every_decision_and_may_fail(caplog: pytest.LogCaptureFixture) -> None:
