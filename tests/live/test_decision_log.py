@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layer3.errors import ConfigurationError, DataError
-from layer3.live.decision_log import DecisionLog
+from layer3.live.decision_log import DecisionLog, Fsync
 from layer3.live.log_file import decode, encode, files, read, read_all
 
 APPENDER = Path(__file__).with_name("appender.py")
@@ -256,6 +256,30 @@ def test_when_the_disk_is_waited_for(tmp_path: Path) -> None:
             time.sleep(0.005)
         time.sleep(0.1)
         assert log.syncs == 1, "idle, nothing is left to sync"
+
+
+@pytest.mark.parametrize(("fsync", "waits"), [("each", True), ("interval", False), ("none", False)])
+def test_a_disk_that_hangs_delays_who_asked_for_it_and_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: Fsync, waits: bool
+) -> None:
+    hangs, works = threading.Event(), threading.Event()
+    real = os.fdatasync
+
+    def hang(fd: int) -> None:
+        hangs.set()
+        assert works.wait(60.0)
+        real(fd)
+
+    with open_log(tmp_path / "d.jsonl", fsync=fsync, interval_s=0.01) as log:
+        monkeypatch.setattr(os, "fdatasync", hang)
+        done = threading.Event()
+        caller = threading.Thread(target=lambda: (log.append({"number": 1}), log.append({"number": 2}), done.set()))
+        caller.start()
+        if fsync != "none":
+            assert hangs.wait(60.0)
+        assert done.wait(0.2 if waits else 60.0) is not waits
+        works.set()
+        caller.join()
 
 
 def test_threads_share_the_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
