@@ -103,6 +103,7 @@ BODIES = [
     Refused("no number", 422, "got 0", b'{"state": []}'),
     Refused("no state", 422, '"state" is missing', b'{"states": []}'),
     Refused("another key beside it", 422, "no other key", state()[:-1] + b', "user": 1}'),
+    Refused("an empty key beside it", 422, "no other key", state()[:-1] + b', "": 1}'),
     Refused("a list", 422, "a list of 16", json.dumps(STATE).encode()),
     Refused("a number", 422, "got 1", b"1"),
     Refused("a text", 422, "got", b'"state"'),
@@ -137,6 +138,7 @@ BATCHES = [
         path="/predict:batch",
     ),
     Refused("a short state among others", 422, "states[1]", many([STATE, STATE[1:]]), path="/predict:batch"),
+    Refused("an empty key beside states", 422, "no other key", many([STATE])[:-1] + b', "": 1}', path="/predict:batch"),
     Refused("one state", 422, '"states" is missing', state(), path="/predict:batch"),
     Refused("states too large", 413, "bytes", b" " * 4_200_000 + many([STATE]), path="/predict:batch"),
 ]
