@@ -74,6 +74,7 @@ class Target:
             region=cloud.region,
             service=cloud.service,
             service_account=cloud.serving_service_account,
+            window_seconds=cloud.canary_window_seconds,
             endpoints=cloud.endpoints,
         )
 
