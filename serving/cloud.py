@@ -82,7 +82,8 @@ class Cloud:
     """Project, region, names and limits; checked when built.
 
     ``store`` is ``gs://bucket[/path]`` and holds runs/, models/ and channels/; ``service`` is the Cloud Run
-    service, "" where a release only names the champion in the store; ``max_cost_usd`` is what one run may be
+    service, "" where a release only names the champion in the store; ``canary_window_seconds`` is how long each
+    step of a release there is watched; ``max_cost_usd`` is what one run may be
     estimated to cost; ``register_rejected`` is whether the model registry holds what the gate refused, too.
     """
 
@@ -94,6 +95,7 @@ class Cloud:
     serving_service_account: str = "himari-dev-serving"
     service: str = "himari-dev"
     images_file: str = "build/images.json"
+    canary_window_seconds: float = 300.0
     max_cost_usd: float = 10.0
     register_rejected: bool = False
     endpoints: Endpoints = field(default_factory=Endpoints)
@@ -106,6 +108,7 @@ class Cloud:
             if not isinstance(value, str) or not re.fullmatch(shape, value):
                 raise ConfigurationError(f"{name} is {value!r}; it must be {words}")
         settings.true_or_false(self, "register_rejected")
+        settings.within(self, "canary_window_seconds", 0.0, 86_400.0, open_low=True)
         settings.within(self, "max_cost_usd", 0.0, 10_000.0, open_low=True)
 
     @property
