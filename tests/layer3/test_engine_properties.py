@@ -10,6 +10,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from layer3.ab.assignment import Arm, Assignment
 from layer3.types import Action, CascadeIndicators, ClosedTrade, PositionSizingDecision, Regime, TacticalSignal
 from tests.live.desk import CALM, CLOUD, DAY, NOON, OFF, Desk, Scripted, signal_of
 
@@ -58,6 +59,39 @@ def test_a_size_is_finite_within_its_caps_and_on_the_signals_side(
     assert got.state is not None
     assert np.isfinite(got.state).all()
     json.dumps(got.to_json(), allow_nan=False)
+
+
+class Chosen:
+    """An experiment that gives everybody one arm."""
+
+    def __init__(self, arm: Arm) -> None:
+        self.arm = arm
+
+    def assign(self, signal: TacticalSignal) -> Assignment:
+        return Assignment("x", self.arm, "assigned", "u", signal.symbol, signal.strategy_id, 0.5)
+
+
+@settings(deadline=None)
+@given(signals, feeds, multipliers, st.floats(0.01, 0.5), st.floats(0.05, 10.0), st.booleans())
+def test_either_arm_holds_what_it_would_hold_alone(
+    signal: TacticalSignal, cascade: CascadeIndicators, multiplier: float, cap: float, leverage: float, killed: bool
+) -> None:
+    overrides = {**CLOUD, "chain": {"max_exposure": cap}, "risk": {"max_leverage": leverage}}
+
+    def sized(multiplier: float, arm: Arm | None) -> PositionSizingDecision:
+        desk = Desk(overrides, Scripted(multiplier), assigner=None if arm is None else Chosen(arm))
+        if killed:
+            desk.engine.kill_switch.engage("test")
+        return desk.size(signal, cascade)
+
+    policy, kelly = sized(multiplier, None), sized(1.0, None)
+    for arm in Arm:
+        got = sized(multiplier, arm)
+        assert got.experiment is not None
+        assert got.experiment.policy_usd == policy.position_size_usd
+        assert got.experiment.kelly_usd == kelly.position_size_usd
+        assert got.position_size_usd == (policy if arm is Arm.POLICY else kelly).position_size_usd
+        assert (got.multiplier, got.multiplier_source) == (policy.multiplier, policy.multiplier_source)
 
 
 @settings(deadline=None)

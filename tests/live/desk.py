@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from layer3.ab.assignment import Assigner
 from layer3.breaker import CircuitBreaker
 from layer3.live.configuration import Layer3Config, load_config
 from layer3.live.phase1 import Layer3Phase1
@@ -71,6 +72,7 @@ class Desk:
         client: Scripted | None = None,
         now: int = NOON,
         state: Mapping[str, Any] | None = None,
+        assigner: Assigner | None = None,
     ) -> None:
         self.now = now
         self.client = client
@@ -80,7 +82,9 @@ class Desk:
             return self.client
 
         config = load_config(None, overrides)
-        self.engine = Layer3Phase1(config, clock=lambda: self.now, connect=connect, seed=0, state=state)
+        self.engine = Layer3Phase1(
+            config, clock=lambda: self.now, connect=connect, seed=0, state=state, assigner=assigner
+        )
 
     def size(self, signal: Any = None, cascade: Any = CALM, price: Any = 100.0, **more: Any) -> PositionSizingDecision:
         if signal is None:
