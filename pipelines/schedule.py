@@ -13,14 +13,14 @@ import copy
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from google.api_core import exceptions
 from google.cloud import aiplatform_v1 as v1
 
-from layer3.errors import ConfigurationError, HimariError
+from layer3.errors import ConfigurationError, HimariError, RefusedError
 from pipelines.cron import EXAMPLE, checked_cron
 from pipelines.labels import data_label
 from pipelines.submit import Request, add_request_options, prepared
@@ -34,6 +34,7 @@ __all__ = ["NEWEST", "Scheduler", "described", "main", "on_schedule"]
 NEWEST: Final = "newest"
 _STEP: Final = "ingest"
 _MASK: Final = ("cron", "max_concurrent_run_count", "allow_queueing", "create_pipeline_job_request")
+_T = TypeVar("_T")
 _COLUMNS: Final = ("schedule", "state", "when", "next run", "runs")
 
 
@@ -79,23 +80,32 @@ class Scheduler:
                 parent=self._cloud.parent, pipeline_job=request.job(self._cloud, NAME)
             ),
         )
-        return asked("set the schedule", lambda: self._put(wanted), sleep=self._sleep)
+        return self._ask("set the schedule", lambda: self._put(wanted))
 
     def found(self) -> list[v1.Schedule]:
         """Every schedule of this name, the oldest first."""
-        return asked("list the schedules", self._list, sleep=self._sleep)
+        return self._ask("list the schedules", self._list)
 
     def pause(self) -> str:
         """Let no more runs begin; a sentence that says so. Raises as :meth:`put`, or where there is no schedule."""
-        return asked("pause the schedule", self._pause, sleep=self._sleep)
+        return self._ask("pause the schedule", self._pause)
 
     def resume(self) -> str:
         """Let runs begin again, without those that were missed; a sentence that says so. Raises as :meth:`pause`."""
-        return asked("resume the schedule", self._resume, sleep=self._sleep)
+        return self._ask("resume the schedule", self._resume)
 
     def delete(self) -> str:
         """Delete every schedule of this name; a sentence that says how many. Runs that are under way go on."""
-        return asked("delete the schedule", self._delete, sleep=self._sleep)
+        return self._ask("delete the schedule", self._delete)
+
+    def _ask(self, what: str, call: Callable[[], _T]) -> _T:
+        try:
+            return asked(what, call, sleep=self._sleep)
+        except exceptions.NotFound as error:
+            raise RefusedError(
+                f"cannot {what}: Vertex AI finds nothing at {self._cloud.parent}: check project and region in the "
+                "cloud's configuration"
+            ) from error
 
     # What follows looks first, so that it may be done again.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from layer3 import storage
-from layer3.errors import ConfigurationError, ReleaseError
+from layer3.errors import ConfigurationError, ReleaseError, SourceError
 from serving.models import store_policy
 from serving.vertex import SECONDS, Place, Waiter, asked, client, label
 
@@ -130,6 +130,8 @@ def record(
     ConfigurationError : the image is not pinned
     SourceError, RefusedError : as :func:`serving.vertex.asked`
     """
+    from google.api_core.exceptions import NotFound
+
     if not _PINNED.fullmatch(image):
         raise ConfigurationError(
             f"serving_image is {image!r}; the registry needs it pinned by digest, name@sha256:<64 hexadecimal digits>, "
@@ -138,12 +140,18 @@ def record(
     uri = uri if candidate.rejected else store_policy(folder, store).uri
     registry = _Registry(place, candidate, patience_seconds)
     # A deployment from the registry starts behind Vertex's own sign-in, which asks for no other.
-    environment = {"MODEL_URI": uri, "AUTH": "off"}
-    return asked(
-        f"register {candidate.model_id}",
-        lambda: registry.recorded(_container(image, environment), uri, rejected_too=rejected_too),
-        sleep=sleep,
-    )
+    container = _container(image, {"MODEL_URI": uri, "AUTH": "off"})
+    try:
+        return asked(
+            f"register {candidate.model_id}",
+            lambda: registry.recorded(container, uri, rejected_too=rejected_too),
+            sleep=sleep,
+        )
+    except NotFound as error:
+        raise SourceError(
+            f"{candidate.model_id} was not registered: what the registry held of its market was deleted meanwhile; "
+            "run the step again"
+        ) from error
 
 
 def promote(place: Place, name: str, *, sleep: Waiter = time.sleep) -> str:

@@ -99,12 +99,12 @@ def asked(what: str, call: Callable[[], _T], *, sleep: Waiter = time.sleep, atte
 
     It is made again where no answer came, or one that says that the service is busy (429, 5xx, and 409 for
     a change that another one overtook), after the wait that the service asks for, else 1, 2, 4 … seconds.
-    What the service did not find passes as Google's ``NotFound``. ``what`` says in a message what was
-    to be done ("register the model").
+    ``what`` says in a message what was to be done ("register the model").
 
     Raises
     ------
     RefusedError : it refuses; the message has its words and what to do
+    google.api_core.exceptions.NotFound : it does not find what was named, which the caller knows the reason of
     SourceError : it did not answer ``attempts`` times; running the same again goes on from there
     """
     import requests  # type: ignore[import-untyped]

@@ -305,6 +305,12 @@ def test_a_refusal_names_the_role(cloud: World, request_: Request, name: str) ->
     assert there(cloud) == []
 
 
+def test_a_region_where_there_is_nothing_is_told(cloud: World, capsys: pytest.CaptureFixture[str]) -> None:
+    cloud.vertex.fail("ListSchedules", status=404)
+    assert act(cloud, "list") == 2
+    assert "finds nothing at projects/himari-test/locations/us-central1" in capsys.readouterr().err
+
+
 def test_what_the_service_refuses_is_told_as_it_says(cloud: World, compiled: Path) -> None:
     spec = yaml.safe_load(compiled.read_text())
     scheduler = Scheduler(cloud.cloud, sleep=pytest.fail)

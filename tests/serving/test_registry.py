@@ -234,6 +234,12 @@ def test_a_refusal_names_the_role_and_is_not_asked_again(vertex: FakeVertex, des
     assert desk.slept == []
 
 
+def test_a_model_that_is_deleted_meanwhile_is_told(vertex: FakeVertex, desk: Desk) -> None:
+    vertex.fail("UploadModel", status=404)
+    with pytest.raises(SourceError, match="deleted meanwhile; run the step again"):
+        desk.record(1)
+
+
 def test_an_operation_that_never_ends_is_not_waited_for_for_ever(vertex: FakeVertex, desk: Desk) -> None:
     vertex.fail("UploadModel", "endless")
     with pytest.raises(SourceError, match="has not ended it"):
