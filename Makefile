@@ -158,11 +158,14 @@ ab-report: $(READY) ## what an A/B test of policy against Kelly says (STORE=FILE
 cost: $(READY) ## what runs, serving and storage cost, and what remains of the budget (REQUESTS=10000 a day)
 	@$(BIN)/python -m pipelines.cost --store="$$STORE" --requests-per-day="$$REQUESTS"
 
-rollback: $(READY) ## put the champion before this one back into service
-	@$(BIN)/python -m serving.release rollback --store="$$STORE"
+# Where it serves: on Cloud Run if the command line says CLOUD=FILE, else what is in STORE.
+PLACE = $(if $(findstring command,$(origin CLOUD)),--cloud="$$CLOUD",--store="$$STORE")
 
-release-status: $(READY) ## what serves, since when, and what served before
-	@$(BIN)/python -m serving.release status --store="$$STORE"
+rollback: $(READY) ## put the champion before this one back into service (CLOUD=FILE on Cloud Run)
+	@$(BIN)/python -m serving.release rollback $(PLACE)
+
+release-status: $(READY) ## what serves, since when, and what served before (CLOUD=FILE on Cloud Run)
+	@$(BIN)/python -m serving.release status $(PLACE)
 
 test: $(READY) ## run the tests
 	@$(BIN)/python -m pytest

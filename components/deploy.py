@@ -38,9 +38,10 @@ def deploy(
     from layer3 import storage
     from layer3.agent.policy import load_policy
     from layer3.errors import ReleaseError
+    from serving.platforms.connect import connect
     from serving.platforms.target import Target
     from serving.registry import promote
-    from serving.release import connect, release
+    from serving.release import release
     from serving.vertex import place_of
 
     def say(line: str) -> None:

@@ -17,6 +17,7 @@ recorded, and the same command, run again, first puts right what was left behind
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -29,14 +30,15 @@ from typing import Any, Literal
 from layer3 import storage
 from layer3.agent.policy import Policy
 from layer3.champion import CHANNEL, Champion, Channel, load_folder, model_folder, read
-from layer3.errors import ConfigurationError, HimariError
+from layer3.errors import HimariError
 from serving import channels
 from serving.models import store_policy
+from serving.platforms.connect import connect
 from serving.platforms.local import Local
 from serving.platforms.protocol import Platform, Progress, Step
 from serving.platforms.target import Target
 
-__all__ = ["Release", "connect", "main", "release", "rollback"]
+__all__ = ["Release", "main", "release", "rollback"]
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,10 @@ def release(
     ReleaseError : a step failed; the message names it, why, and that the champion still serves
     """
     place = platform or Local()
-    with channels.exclusive(store, patience_seconds=patience_seconds):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(channels.exclusive(store, patience_seconds=patience_seconds))
         present = read(store)
-        progress = Progress(present, clock, log)
+        progress = stack.enter_context(Progress(present, clock, log))
         with progress.step("verify"):
             policy = load_folder(str(candidate))
             progress.detail = f"model {policy.model_id}, contract {policy.manifest['contract']}"
@@ -199,24 +202,6 @@ def _place(chosen: argparse.Namespace) -> tuple[str, Platform]:
     if chosen.command == "promote" or (chosen.command == "rollback" and Path(cloud.images_file).exists()):
         target = replace(target, image=cloud.images().serving)
     return cloud.store, connect(target, cloud.store, log=_say)
-
-
-def connect(target: Target, store: str, *, log: Callable[[str], None]) -> Platform:
-    """The Cloud Run service that ``target`` describes, serving from ``store``.
-
-    Google's client is imported here and nowhere before: who releases on this machine needs none.
-
-    Raises
-    ------
-    ConfigurationError : the client is not installed, there are no credentials, or ``store`` is no bucket
-    """
-    try:
-        from serving.platforms.cloud_run import CloudRun
-    except ImportError as error:
-        raise ConfigurationError(
-            f"a release on Cloud Run needs an extra package ({error}): pip install 'himari[pipeline]'"
-        ) from error
-    return CloudRun.connect(target, store, log=log)
 
 
 def _say(line: str) -> None:

@@ -155,10 +155,11 @@ class CloudRun:
         progress = Progress(None, time.monotonic, self._log)
         progress.model_id = champion.model_id
         progress.undo = lambda: ""
-        with progress.step("revision"):
-            trial = self._start(champion.model_id, progress, progress.undo, made)
-            progress.detail = trial.revision
-        prove(self._tagged(trial.service, CANDIDATE), stored, progress, self._health_seconds, settling=True)
+        with progress:
+            with progress.step("revision"):
+                trial = self._start(champion.model_id, progress, progress.undo, made)
+                progress.detail = trial.revision
+            prove(self._tagged(trial.service, CANDIDATE), stored, progress, self._health_seconds, settling=True)
 
     def describe(self, channel: Channel | None) -> list[str]:
         service = self._api.service()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Protocol
 
 from layer3.champion import Champion, Channel
@@ -29,12 +30,13 @@ class Progress:
 
     ``model_id`` is who is released, ``detail`` what the step under way has to say. ``undo`` puts back what the
     steps have changed so far, and returns in a sentence what serves then; ``done`` once the release stands whatever
-    follows.
+    follows. As a context manager it undoes whatever ends the block early, Ctrl-C between two steps included.
     """
 
     def __init__(self, present: Channel | None, clock: Callable[[], float], log: Callable[[str], None]) -> None:
         self._clock = clock
         self._log = log
+        self._undone: str | None = None
         self.steps: list[Step] = []
         self.model_id = "the candidate"
         self.detail = ""
@@ -42,13 +44,20 @@ class Progress:
         untouched = f"{present.champion.model_id} still serves." if present else "nothing serves, as before."
         self.undo: Callable[[], str] = lambda: untouched
 
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is not None and not self.done and self._undone is None:
+            self._log(self._take_back())
+
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """One step: logged as it begins and ends, a ReleaseError if it fails, undone whatever ends it early."""
+        """One step: logged as it begins and ends, a ReleaseError if it fails."""
         self.detail = ""
+        self._log(f"{name} …")
         began = self._clock()
         try:
-            self._log(f"{name} …")
             yield
         except (HimariError, OSError) as error:
             if self.done:
@@ -56,14 +65,16 @@ class Progress:
                     f"{self.model_id} was released and serves, but step {name!r} failed: {error}. "
                     "Run the same command again to finish it."
                 ) from error
-            raise ReleaseError(f"{self.model_id} was not released: step {name!r}: {error}. {self.undo()}") from error
-        except BaseException:  # Ctrl-C, or a bug: nobody else would take back what has been changed
-            if not self.done:
-                self._log(self.undo())
-            raise
+            said = f"{self.model_id} was not released: step {name!r}: {error}. {self._take_back()}"
+            raise ReleaseError(said.rstrip()) from error
         seconds = self._clock() - began
         self.steps.append(Step(name, round(seconds, 4), self.detail))
         self._log(f"{name} ok, {seconds:.2f} s{': ' if self.detail else ''}{self.detail}")
+
+    def _take_back(self) -> str:
+        if self._undone is None:
+            self._undone = self.undo()
+        return self._undone
 
 
 def prove(

@@ -13,6 +13,7 @@ from google.cloud import run_v2
 
 from layer3.errors import ConfigurationError, ReleaseError
 from serving.canary import Limits
+from serving.platforms.connect import connect
 from serving.release import release
 from tests.fakes import issuer
 from tests.serving.cloud import CANARY, IMAGE, SERVICE, STEPS, STORE, Desk, Ground, desk, ground
@@ -294,6 +295,20 @@ def test_a_rollback_to_a_model_that_answers_wrongly_is_refused(served: Desk) -> 
     assert [to.tag for to in served.run.only().traffic] == ["champion"]
 
 
+@pytest.mark.parametrize("at", ["canary 50 % …", "canary 50 % ok"])
+def test_ctrl_c_puts_the_traffic_back_within_a_step_and_between_two(served: Desk, at: str) -> None:
+    old = served.champion()
+
+    def interrupt(line: str) -> None:
+        if line.startswith(at):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        served.release(2, log=interrupt)
+    assert (served.champion(), served.serving()) == (old, {old: 100})
+    assert [to.tag for to in served.run.only().traffic] == ["champion"]
+
+
 def test_somebody_elses_change_is_left_alone(served: Desk) -> None:
     (old,) = served.run.traffic()
 
@@ -324,8 +339,6 @@ def test_a_machine_without_identity(served: Desk, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_store_on_this_machine_cannot_be_served_from(cloud: Desk, tmp_path: Path) -> None:
-    from serving.release import connect
-
     with pytest.raises(ConfigurationError, match="is on this machine"):
         connect(cloud.target(), str(tmp_path), log=print)
 

@@ -247,7 +247,8 @@ def test_killed_for_good(served: Desk, base: Ground) -> None:
     old = served.champion()
     program = (
         "import os, signal, sys; from dataclasses import replace; from pathlib import Path\n"
-        "from serving.platforms.target import Target; from serving.release import connect, release\n"
+        "from serving.platforms.connect import connect; from serving.platforms.target import Target\n"
+        "from serving.release import release\n"
         "def log(line):\n"
         "    if line.startswith('canary 50 %'): os.kill(os.getpid(), signal.SIGKILL)\n"
         f"place = connect(Target.from_json(sys.argv[2]), {STORE!r}, log=log)\n"
