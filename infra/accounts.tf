@@ -37,6 +37,8 @@ locals {
     "ci serviceUsageViewer"           = { role = "roles/serviceusage.serviceUsageViewer", member = local.ci }
     "ci iam.securityReviewer"         = { role = "roles/iam.securityReviewer", member = local.ci }
     "scheduler iam.securityReviewer"  = { role = "roles/iam.securityReviewer", member = local.scheduler }
+    "ci logging.logWriter"            = { role = "roles/logging.logWriter", member = local.ci }
+    "ci ondemandscanning.admin"       = { role = "roles/ondemandscanning.admin", member = local.ci }
     "ci containeranalysis.occurrence" = { role = "roles/containeranalysis.occurrences.viewer", member = local.ci }
   }
 
@@ -55,7 +57,9 @@ locals {
     "ci as pipeline"        = { account = google_service_account.pipeline.name, member = local.ci }
     "pipeline as itself"    = { account = google_service_account.pipeline.name, member = local.pipeline }
     "pipeline as serving"   = { account = google_service_account.serving.name, member = local.pipeline }
-    "ci as serving"         = { account = google_service_account.serving.name, member = local.ci }
+    # Cloud Build runs as the account that asks for the build.
+    "ci as itself"  = { account = google_service_account.ci.name, member = local.ci }
+    "ci as serving" = { account = google_service_account.serving.name, member = local.ci }
   }
 }
 

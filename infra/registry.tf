@@ -4,11 +4,6 @@ resource "google_artifact_registry_repository" "images" {
   format        = "DOCKER"
   description   = "Images of the pipeline's steps and of the prediction service"
 
-  docker_config {
-    # A tag that may move is no pin.
-    immutable_tags = true
-  }
-
   vulnerability_scanning_config {
     enablement_config = "INHERITED"
   }
