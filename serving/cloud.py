@@ -83,8 +83,8 @@ class Cloud:
 
     ``store`` is ``gs://bucket[/path]`` and holds runs/, models/ and channels/; ``service`` is the Cloud Run
     service, "" where a release only names the champion in the store; ``canary_window_seconds`` is how long each
-    step of a release there is watched; ``max_cost_usd`` is what one run may be
-    estimated to cost; ``register_rejected`` is whether the model registry holds what the gate refused, too.
+    step of a release there is watched; ``max_cost_usd`` is what one run may be estimated to cost;
+    ``register_rejected`` is whether the model registry holds what the gate refused, too.
     """
 
     project: str = ""

@@ -38,8 +38,9 @@ LEAVES = {
     "gRPC, whose error is swallowed": """
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import resourcemanager_v3
+projects = resourcemanager_v3.ProjectsClient(credentials=AnonymousCredentials())
 try:
-    resourcemanager_v3.ProjectsClient(credentials=AnonymousCredentials()).get_project(name="projects/p", timeout=5, retry=None)
+    projects.get_project(name="projects/p", timeout=5, retry=None)
 except Exception:
     pass
 """,
@@ -88,5 +89,6 @@ def test_from_the_command_line_to_a_served_policy_and_nothing_leaves_the_machine
     assert told["versions"] == [["candidate", "champion", "default"]]
     assert told["notified"] == {"run_id": told["run_id"], "state": "SUCCEEDED", "error": None}
     assert told["recorded"] == "SUCCEEDED"
+    assert (told["traffic"], told["account"]) == ([100], "himari-dev-serving@himari-test.iam.gserviceaccount.com")
     assert told["champion"] == told["served"]["model_version"]
-    assert told["served"]["multiplier"] == pytest.approx(told["golden"], abs=1e-6)
+    assert told["served"]["action"] == pytest.approx(told["golden"], abs=1e-6)

@@ -1,10 +1,10 @@
-"""A whole cloud on this machine: storage, project and Vertex AI, and the files that a command needs to use them."""
+"""A whole cloud on this machine: storage, project, Vertex AI, Cloud Run, and the files that a command needs of it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,10 @@ import yaml
 
 from compile import compile_pipelines
 from serving.cloud import Cloud, load_cloud
+from tests.fakes.cloud_run import FakeCloudRun, cloud_run
+from tests.fakes.front import Fleet
 from tests.fakes.gcs import FakeGcs
+from tests.fakes.issuer import issuer
 from tests.fakes.project import FakeProject
 from tests.fakes.vertex.server import FakeVertex, Place
 
@@ -32,6 +35,7 @@ class World:
     gcs: FakeGcs
     project: FakeProject
     vertex: FakeVertex
+    run: FakeCloudRun | None
     folder: Path
 
     @property
@@ -52,7 +56,8 @@ def world(folder: Path, compiled: Path | None = None, *, service: str = "") -> I
     """A cloud in which nothing is missing, in ``folder``, whose bucket is gs://bucket; it ends with the block.
 
     ``compiled`` is a training.yaml for :data:`COMPONENTS`; without it the pipeline is compiled. ``service`` is the
-    Cloud Run service that runs release to, none by default.
+    Cloud Run service that runs release to; without one there is no Cloud Run. Who is to get ID tokens there
+    must know ``run.front.metadata`` as the environment's GCE_METADATA_HOST.
     """
     place = Place()
     (folder / "build").mkdir(parents=True)
@@ -62,11 +67,13 @@ def world(folder: Path, compiled: Path | None = None, *, service: str = "") -> I
         (folder / "build" / "training.yaml").write_bytes(compiled.read_bytes())
     images = {"components": COMPONENTS, "serving": SERVING}
     (folder / "build" / "images.json").write_text(json.dumps(images))
-    with (
-        FakeGcs("bucket") as gcs,
-        FakeProject(place, pipeline=_PIPELINE, serving=_SERVING, images=images.values()) as project,
-        FakeVertex(folder / "vertex", storage=gcs.url, images=[*images.values()], accounts=[_PIPELINE]) as vertex,
-    ):
+    with ExitStack() as stack:
+        gcs = stack.enter_context(FakeGcs("bucket"))
+        project = stack.enter_context(FakeProject(place, pipeline=_PIPELINE, serving=_SERVING, images=images.values()))
+        run = _cloud_run(stack, gcs) if service else None
+        vertex = stack.enter_context(
+            FakeVertex(folder / "vertex", storage=gcs.url, images=[*images.values()], accounts=[_PIPELINE])
+        )
         gcs.project_number = place.number
         gcs.roles = {"roles/storage.objectUser": {f"serviceAccount:{_PIPELINE}"}}
         said = {
@@ -74,6 +81,7 @@ def world(folder: Path, compiled: Path | None = None, *, service: str = "") -> I
             "region": place.region,
             "store": "gs://bucket",
             "service": service,
+            "canary_window_seconds": 1.0,
             "images_file": str(folder / "build" / "images.json"),
             "endpoints": {
                 "storage": gcs.url,
@@ -82,7 +90,16 @@ def world(folder: Path, compiled: Path | None = None, *, service: str = "") -> I
                 "resource_manager": project.url,
                 "artifact_registry": project.url,
                 "iam": project.url,
-            },
+            }
+            | ({"run": run.url, "monitoring": run.url} if run else {}),
         }
         (folder / "cloud.yaml").write_text(yaml.safe_dump(said))
-        yield World(gcs, project, vertex, folder)
+        yield World(gcs, project, vertex, run, folder)
+
+
+def _cloud_run(stack: ExitStack, gcs: FakeGcs) -> FakeCloudRun:
+    fleet = Fleet()
+    stack.callback(fleet.close)
+    google = stack.enter_context(issuer("first"))
+    environment = {"STORAGE_EMULATOR_HOST": gcs.url, "ID_TOKEN_CERTS_URL": google.url}
+    return stack.enter_context(cloud_run(fleet, SERVING, environment=environment))

@@ -1,4 +1,4 @@
-"""A run on a cloud of this machine, in a process of its own: the command, then the server of what it released.
+"""A run on a cloud of this machine, in a process of its own: the command, then what its service on Cloud Run answers.
 
     python -m tests.pipelines.journey FOLDER
 
@@ -11,20 +11,23 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 from google.protobuf import json_format
 
 from layer3.market.simulator import MarketSpec, simulate
 from tests.fakes.cloud import World, world
-from tests.serving.support import serving_process
+from tests.fakes.cloud_run import FakeCloudRun
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(folder: Path) -> int:
     """0 when it got to the end; what came of it is the test's to judge."""
-    with world(folder) as here:
+    with world(folder, service="himari-dev") as here:
+        assert here.run is not None
+        os.environ["GCE_METADATA_HOST"] = here.run.front.metadata
         candles = folder / "candles.parquet"
         simulate(MarketSpec(bars=6_000)).to_parquet(candles, index=False)
         command = [sys.executable, "-m", "pipelines.submit", "--cloud", str(here.file), "--spec", str(here.spec)]
@@ -38,6 +41,7 @@ def main(folder: Path) -> int:
 
 def found(here: World) -> dict[str, object]:
     """What the cloud holds now, and what the released policy answers."""
+    assert here.run is not None
     (job,) = here.vertex.pipelines.jobs.values()
     run_id = job.name.rsplit("/", 1)[1]
     details = {detail.task_name: detail for detail in job.job_detail.task_details}
@@ -49,10 +53,6 @@ def found(here: World) -> dict[str, object]:
     champion = channel["model_id"]
     manifest = json.loads(here.gcs.content("bucket", f"models/{champion}/manifest.json"))
     golden = manifest["golden"][0]
-    model = "gs://bucket/channels/production.json"
-    with serving_process(MODEL_URI=model, STORAGE_EMULATOR_HOST=here.gcs.url) as server:
-        server.client.wait_for_health("ready", process=server.process)
-        served = server.client.predict(golden["state"]).body
     return {
         "run_id": run_id,
         "states": {name: detail.state.name for name, detail in details.items()},
@@ -63,8 +63,23 @@ def found(here: World) -> dict[str, object]:
         "recorded": json.loads(here.gcs.content("bucket", f"runs/{run_id}/manifest.json"))["status"],
         "champion": champion,
         "golden": golden["multiplier"],
-        "served": served,
+        "traffic": list(here.run.traffic().values()),
+        "account": here.run.only().template.service_account,
+        "served": asked(here.run, golden["state"]),
     }
+
+
+def asked(run: FakeCloudRun, state: list[float]) -> object:
+    """What the service on Cloud Run answers to one who shows an ID token."""
+    service = run.only().uri
+    identity = f"http://{run.front.metadata}/computeMetadata/v1/instance/service-accounts/default/identity"
+    wanted = urllib.request.Request(f"{identity}?audience={service}", headers={"Metadata-Flavor": "Google"})
+    with urllib.request.urlopen(wanted) as answer:
+        token = answer.read().decode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+    body = json.dumps({"state": state}).encode()
+    with urllib.request.urlopen(urllib.request.Request(f"{service}/predict", body, headers)) as answer:
+        return json.load(answer)
 
 
 if __name__ == "__main__":
