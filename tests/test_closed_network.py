@@ -91,4 +91,4 @@ def test_from_the_command_line_to_a_served_policy_and_nothing_leaves_the_machine
     assert told["recorded"] == "SUCCEEDED"
     assert (told["traffic"], told["account"]) == ([100], "himari-dev-serving@himari-test.iam.gserviceaccount.com")
     assert told["champion"] == told["served"]["model_version"]
-    assert told["served"]["action"] == pytest.approx(told["golden"], abs=1e-6)
+    assert told["served"]["position_multiplier"] == pytest.approx(told["golden"], abs=1e-6)
