@@ -3,6 +3,7 @@
 from google_cloud_pipeline_components.types import artifact_types
 from kfp import dsl
 
+from components.artifacts import place
 from components.image import BASE_IMAGE, IMAGE
 
 
@@ -34,6 +35,7 @@ def register(
         vertex: Where Vertex AI records, as JSON; nothing is recorded where it is empty.
         register_rejected: Whether a candidate that the gate refused is registered too, as rejected.
     """
+    import json
     from pathlib import Path
 
     from serving import registry
@@ -41,23 +43,24 @@ def register(
     from serving.vertex import place_of
 
     judged = {name: verdict.metadata[name] for name in ("passed", "model_id", "policy_sha256", "synthetic")}
-    figures = dict(learning.metadata) | dict(performance.metadata)
-    if not vertex:
-        registered.metadata.update({**judged, "registered": False, "reason": "this run has no Vertex AI"})
-        print("Not registered: this run has no Vertex AI")
-        return
-    place = place_of(vertex)
-    candidate = registry.Candidate.of(model.metadata, verdict.metadata, run_id)
-    log_run(place, run_id, parameters=model.metadata, metrics=figures | {"passed": float(judged["passed"])})
-    version = registry.record(
-        place,
-        candidate,
-        Path(model.path),
-        uri=model.uri,
-        store=store,
-        image=serving_image,
-        rejected_too=register_rejected,
-    )
+    version = registry.Version("Not registered: this run has no Vertex AI")
+    if vertex:
+        where = place_of(vertex)
+        candidate = registry.Candidate.of(model.metadata, verdict.metadata, run_id)
+        figures = {**learning.metadata, **performance.metadata, "passed": float(judged["passed"])}
+        log_run(where, run_id, parameters=model.metadata, metrics=figures)
+        version = registry.record(
+            where,
+            candidate,
+            Path(model.path),
+            uri=model.uri,
+            store=store,
+            image=serving_image,
+            rejected_too=register_rejected,
+        )
     registered.metadata.update({**judged, **version.to_metadata()})
-    registered.uri = version.uri or registered.uri
+    if version.uri:
+        registered.uri = version.uri
+    else:
+        place(registered).write_text(json.dumps(registered.metadata, indent=1), encoding="utf-8")
     print(version.sentence)

@@ -95,12 +95,13 @@ def test_without_vertex_nothing_is_recorded_and_the_artifact_says_so(
     registered = bench.run("")
     assert registered.metadata == {
         "registered": False,
-        "reason": "this run has no Vertex AI",
+        "reason": "Not registered: this run has no Vertex AI",
         "passed": True,
         "model_id": bench.policy.model_id,
         "policy_sha256": bench.policy.manifest["policy_sha256"],
         "synthetic": False,
     }
+    assert json.loads(Path(registered.path).read_text()) == registered.metadata
     assert "Not registered: this run has no Vertex AI" in capsys.readouterr().out
     assert not (bench.folder / "store").exists()
 

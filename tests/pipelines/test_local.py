@@ -98,6 +98,7 @@ def test_a_planted_edge_is_released(passed, shop):
         "walk": "SUCCEEDED",
         "evaluate": "SUCCEEDED",
         "gate": "SUCCEEDED",
+        "register": "SUCCEEDED",
         "deploy": "SUCCEEDED",
         "reject": "SKIPPED",
         "notify": "SUCCEEDED",
@@ -151,6 +152,9 @@ def test_the_manifest_answers_a_reviewer(passed, shop, spec):
     assert manifest["verdict"]["limits"]["walk_forward"]["required"] is True
     assert manifest["verdict"]["override"] is None
     assert steps["gate"]["depends_on"] == ["evaluate"]
+    # There is no registry on this machine, and the record says so.
+    registered = steps["register"]["outputs"]["artifacts"]["registered"]
+    assert registered["metadata"]["registered"] is False
 
 
 def test_synthetic_data_is_called_synthetic_wherever_it_appears(passed, shop):
