@@ -152,7 +152,7 @@ def _step(leaf: specs.Leaf, details: Sequence[v1.PipelineTaskDetail]) -> StepSta
 
 
 def _record(step: StepState, job: v1.PipelineJob) -> dict[str, Any]:
-    outputs = {}
+    outputs: dict[str, Any] = {}
     for detail in (d for d in job.job_detail.task_details if d.task_name == step.name):
         for name, found in detail.outputs.items():
             for artifact in found.artifacts:
@@ -191,7 +191,7 @@ def _metadata(job: v1.PipelineJob, step: str, output: str) -> Mapping[str, Any]:
 
 
 def _spec(job: v1.PipelineJob) -> dict[str, Any]:
-    return json_format.MessageToDict(v1.PipelineJob.pb(job).pipeline_spec)
+    return dict(json_format.MessageToDict(v1.PipelineJob.pb(job).pipeline_spec))
 
 
 def _iso(moment: datetime | None) -> str | None:

@@ -33,7 +33,6 @@ from pipelines import console
 from pipelines.arguments import add_options, checked
 from pipelines.cost import Estimate, load_prices, run_estimate
 from pipelines.labels import run_labels
-from pipelines.local import ROOT
 from pipelines.preflight import Missing, missing
 from pipelines.provenance import provenance
 from pipelines.watch import HOURS, follow, name_of, pipeline_client
@@ -44,6 +43,7 @@ from serving.vertex import SECONDS, Waiter, asked, place_of, said_of
 
 __all__ = ["Request", "add_request_options", "main", "parameters_of", "prepared", "submit", "uploaded"]
 
+ROOT: Final = Path(__file__).resolve().parents[1]
 #: Groups of folds, each on a machine of its own.
 _GROUPS: Final = 6
 #: The same request after so long is another run, whatever became of the first.

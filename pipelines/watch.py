@@ -70,7 +70,9 @@ def watch(
     """
     deadline, pause = clock() + hours * 3600.0, _FIRST_LOOK
     while True:
-        run = asked("look at the run", lambda: pipelines.get_pipeline_job(name=name, timeout=SECONDS), sleep=sleep)
+        run: v1.PipelineJob = asked(
+            "look at the run", lambda: pipelines.get_pipeline_job(name=name, timeout=SECONDS), sleep=sleep
+        )
         show(run)
         if job.ended(run):
             return run
@@ -205,7 +207,7 @@ def cancel(cloud: Cloud, run_id: str) -> int:
 
     pipelines, name = pipeline_client(cloud), name_of(cloud, run_id)
     try:
-        run = asked("look at the run", lambda: pipelines.get_pipeline_job(name=name, timeout=SECONDS))
+        run: v1.PipelineJob = asked("look at the run", lambda: pipelines.get_pipeline_job(name=name, timeout=SECONDS))
         if job.ended(run):
             print(f"run {run_id} has ended already: {job.state_of(run)}")
             return 0

@@ -1,5 +1,6 @@
 """Following a run on Vertex: every state its steps can be in, how it ends, and how nothing is lost when it does not."""
 
+import contextlib
 import itertools
 import json
 import sys
@@ -8,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 from google.cloud import aiplatform_v1 as v1
 from google.rpc import status_pb2
 
@@ -15,8 +17,11 @@ from layer3 import storage
 from pipelines import job, watch
 from pipelines.cost import load_prices, run_estimate
 from pipelines.manifest import parse_manifest
+from pipelines.submit import Request
 from pipelines.submit import main as submit
+from pipelines.submit import submit as begin
 from tests.fakes.cloud import COMPONENTS, World, world
+from tests.fakes.servers import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 STATE = v1.PipelineState
@@ -239,6 +244,40 @@ def test_a_vertex_that_is_gone_is_said_with_the_way_to_go_on(here, capsys):
     error = capsys.readouterr().err
     assert "cannot look at the run" in error
     assert f"make watch-pipeline RUN={id_of(here)}" in error
+
+
+def test_a_run_whose_step_fails_says_so_in_the_steps_own_words(here, capsys):
+    """Not told but executed: the file that was named is not in the store."""
+    here.vertex.pipelines.paused = False
+    given = {"store": "gs://bucket", "data": "gs://bucket/none.parquet", "symbol": "BTC-USDT", "data_version": "0" * 64}
+    compiled = yaml.safe_load(here.spec.read_text())
+    run_id, _ = begin(here.cloud, Request(compiled, given, {}), here.folder)
+    assert watch.follow(here.cloud, run_id, str(here.file)) == 1
+    error = capsys.readouterr().err
+    assert "The following tasks failed: ingest." in error
+    assert "step 'Ingest candles' failed" in error
+    assert "gs://bucket/none.parquet" in error
+    told = json.loads(here.gcs.content("bucket", f"runs/{run_id}/notification.json"))
+    assert told["state"] == "FAILED"
+    assert ("bucket", "channels/production.json") not in here.gcs.objects
+
+
+def test_a_run_that_is_cancelled_while_it_works_leaves_no_process(here):
+    here.vertex.pipelines.paused = False
+    given = {"store": "gs://bucket", "data": "synthetic:default", "train_steps": 10**9, "folds": 0}
+    run_id, _ = begin(here.cloud, Request(yaml.safe_load(here.spec.read_text()), given, {}), here.folder)
+    name = f"projects/424242424242/locations/us-central1/pipelineJobs/{run_id}"
+    wait_for(
+        lambda: (
+            [step.state for step in job.steps(here.vertex.pipelines.jobs[name]) if step.name == "ingest"] == ["RUNNING"]
+        )
+    )
+    assert watch.main(["--run", run_id, "--cloud", str(here.file), "--cancel"]) == 0
+    here.vertex.pipelines.wait()
+    assert job.state_of(here.vertex.pipelines.jobs[name]) == "CANCELLED"
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            assert run_id.encode() not in path.read_bytes()
 
 
 def test_a_permission_denied_names_the_role(here, capsys):

@@ -136,7 +136,7 @@ class Pipelines:
             job.state, job.end_time = v1.PipelineState.PIPELINE_STATE_CANCELLED, _now()
         else:
             job.state = v1.PipelineState.PIPELINE_STATE_CANCELLING
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)  # its steps, too
         return empty_pb2.Empty()
 
     def _find(self, name: str) -> v1.PipelineJob:
