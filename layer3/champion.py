@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -17,8 +17,8 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from layer3 import storage
-from layer3.agent.policy import Policy, load_policy
-from layer3.errors import ContractError, PolicyError, ReleaseError
+from layer3.agent.policy import Policy, load_policy, read_policy
+from layer3.errors import PolicyError, ReleaseError
 from layer3.moments import nanoseconds
 from layer3.trials import market_of
 
@@ -155,26 +155,30 @@ def load_folder(uri: str) -> Policy:
     """
     if not storage.is_remote(uri):
         return load_verified(Path(uri))
-    with tempfile.TemporaryDirectory(prefix="himari-model-") as name:
+    contents = {}
+    for name in FILES:
         try:
-            storage.copy_in(uri, Path(name), FILES)
+            contents[name] = storage.read_bytes(storage.join(uri, name))
         except FileNotFoundError as error:
             raise PolicyError(f"no policy at {uri}: {error.filename} is missing") from error
-        try:
-            return load_verified(Path(name))
-        except (PolicyError, ContractError) as error:
-            # The reader knows the bucket's address, not the folder the files went through.
-            error.args = (str(error).replace(name, uri.rstrip("/")), *error.args[1:])
-            raise
+    folder = uri.rstrip("/")
+    with _malformed(f"{folder}/{FILES[1]}"):
+        return read_policy(contents[FILES[1]], contents[FILES[0]], folder)
 
 
 def load_verified(folder: Path) -> Policy:
     """:func:`layer3.agent.policy.load_policy` of a manifest that may hold anything."""
-    try:
+    with _malformed(str(folder / FILES[1])):
         return load_policy(folder)
+
+
+@contextmanager
+def _malformed(manifest: str) -> Iterator[None]:
+    """A manifest is whatever lies in the store: its values may have any JSON type."""
+    try:
+        yield
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        # A manifest is whatever lies in the store: its values may have any JSON type.
-        raise PolicyError(f"{folder / FILES[1]} is malformed ({error!r}): release or train it again") from error
+        raise PolicyError(f"{manifest} is malformed ({error!r}): release or train it again") from error
 
 
 def objection(policy: Policy, info: Mapping[str, Any], interval_seconds: int, first: np.int64) -> str | None:
