@@ -368,7 +368,8 @@ def test_an_experiment_from_the_first_signal_to_the_report(tmp_path: Path) -> No
     assert size["position_size_usd"] > 0.0
     report = subprocess.run(
         # Whatever changed since, the environment that runs this test is taken as it is.
-        ["make", f"VENV={sys.prefix}", "-o", f"{sys.prefix}/.ready", "ab-report", f"STORE={store}", f"HTML={tmp_path / 'ab.html'}"],
+        ["make", f"VENV={sys.prefix}", "-o", f"{sys.prefix}/.ready", "ab-report", f"STORE={store}",
+         f"HTML={tmp_path / 'ab.html'}"],
         capture_output=True, text=True, cwd=ROOT, timeout=120,
     )  # fmt: skip
     assert report.returncode == 0, report.stderr
