@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from google.api_core import exceptions
 from google.api_core.client_options import ClientOptions
@@ -170,6 +170,7 @@ class _Project:
                 "see the project",
                 lambda: self._projects.get_project(name=name, timeout=SECONDS, retry=None),
                 sleep=self._sleep,
+                service="Resource Manager",
             )
         except exceptions.NotFound as error:
             raise RefusedError(f"there is no project {self._cloud.project}") from error
@@ -240,6 +241,7 @@ class _Project:
             "see who may do what in the project",
             lambda: policy(resource=project, timeout=SECONDS, retry=None),
             sleep=self._sleep,
+            service="Resource Manager",
         )
         bindings = {"bindings": [{"role": b.role, "members": list(b.members)} for b in granted.bindings]}
         for role in _lacking(bindings, _member(pipeline), _PROJECT_ROLES):
@@ -292,7 +294,7 @@ class _Project:
                 raise exceptions.from_http_response(response)
             return dict(response.json())
 
-        return asked(what, call, sleep=self._sleep)
+        return asked(what, call, sleep=self._sleep, service=urlsplit(url).netloc)
 
 
 def _let_act(member: str, email: str) -> str:

@@ -94,12 +94,19 @@ def client(kind: Any, where: Place | Cloud) -> Any:
     return kind(credentials=place.credentials(), transport="rest", client_options=options)
 
 
-def asked(what: str, call: Callable[[], _T], *, sleep: Waiter = time.sleep, attempts: int = ATTEMPTS) -> _T:
+def asked(
+    what: str,
+    call: Callable[[], _T],
+    *,
+    sleep: Waiter = time.sleep,
+    attempts: int = ATTEMPTS,
+    service: str = "Vertex AI",
+) -> _T:
     """The answer of ``call``, which looks before it changes anything, so that it may be made again.
 
     It is made again where no answer came, or one that says that the service is busy (429, 5xx, and 409 for
     a change that another one overtook), after the wait that the service asks for, else 1, 2, 4 … seconds.
-    ``what`` says in a message what was to be done ("register the model").
+    ``what`` says in a message what was to be done ("register the model"), ``service`` of whom it was asked.
 
     Raises
     ------
@@ -109,10 +116,11 @@ def asked(what: str, call: Callable[[], _T], *, sleep: Waiter = time.sleep, atte
     """
     import requests  # type: ignore[import-untyped]
     from google.api_core import exceptions
-    from google.auth.exceptions import GoogleAuthError
+    from google.auth.exceptions import GoogleAuthError, TransportError
 
     busy = (exceptions.TooManyRequests, exceptions.ServerError, exceptions.Conflict)
-    silent = (requests.ConnectionError, requests.Timeout, exceptions.RetryError)
+    # Whether the connection broke before the answer, within it, or while a token was fetched.
+    silent = (requests.RequestException, TransportError, exceptions.RetryError)
     for attempt in range(1, attempts + 1):
         try:
             return call()
@@ -124,18 +132,18 @@ def asked(what: str, call: Callable[[], _T], *, sleep: Waiter = time.sleep, atte
             raise
         except TimeoutError as error:
             raise SourceError(
-                f"cannot {what}: Vertex AI began it and has not ended it: run the same again later; what is done by "
+                f"cannot {what}: {service} began it and has not ended it: run the same again later; what is done by "
                 "then is found and kept"
             ) from error
         except exceptions.GoogleAPICallError as error:
-            raise RefusedError(f"Vertex AI refuses to {what}: {_words(error)}. {_remedy(error)}") from error
+            raise RefusedError(f"{service} refuses to {what}: {_words(error)}. {_remedy(error)}") from error
         except GoogleAuthError as error:
             raise RefusedError(
                 f"cannot {what}: this account's credentials do not work ({_words(error)}): "
                 "run `gcloud auth application-default login`, or look at the service account of the run"
             ) from error
     raise SourceError(
-        f"cannot {what}: Vertex AI did not answer in {attempts} attempts ({_words(last)}): check the network and "
+        f"cannot {what}: {service} did not answer in {attempts} attempts ({_words(last)}): check the network and "
         "https://status.cloud.google.com, then run the same again; what is done already is found and kept"
     ) from last
 

@@ -231,7 +231,9 @@ def test_a_call_that_fails_once_is_made_again(here, call, fault):
 
 def test_a_service_that_never_answers_is_said(here):
     here.project.fail("GetDockerImage", "drop", times=100)
-    with pytest.raises(SourceError, match=r"cannot see the image.*then run the same again"):
+    with pytest.raises(
+        SourceError, match=r"cannot see the image: 127\.0\.0\.1:\d+ did not answer.*then run the same again"
+    ):
         asked_of(here)
 
 
