@@ -86,7 +86,7 @@ NONSENSE: dict[str, tuple[bytes, list[int] | None]] = {
     "HTTP/1.0": (b"GET /health HTTP/1.0\r\n\r\n", [200]),
     "HTTP/3.7": (b"GET /health HTTP/3.7\r\nHost: a\r\n\r\n", None),
     "the preface of HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", None),
-    "a TLS hello": (bytes.fromhex("160301020001000 1fc0303".replace(" ", "")) + bytes(range(256)) * 2, None),
+    "a TLS hello": (bytes.fromhex("1603010200010001fc0303") + bytes(range(256)) * 2, None),
     "a WebSocket": (
         head("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", method="GET"),
         None,
