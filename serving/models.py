@@ -14,7 +14,7 @@ from layer3.agent.policy import Policy
 from layer3.champion import FILES, load_folder, load_verified, model_folder
 from layer3.errors import ReleaseError
 
-__all__ = ["store_policy"]
+__all__ = ["StoredPolicy", "store_policy"]
 
 
 @dataclass(frozen=True)

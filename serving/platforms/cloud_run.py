@@ -248,7 +248,7 @@ class CloudRun:
                 "release once without --allow-unauthenticated"
             )
         uri = model_folder(self._store, model_id)
-        return revision_template(self._target, model_id, uri, service.uri if service else "")
+        return revision_template(self._target, model_id, uri, list(service.urls) if service else [])
 
     def _new_service(self) -> run_v2.Service:
         return run_v2.Service(labels=MANAGED, ingress=run_v2.IngressTraffic.INGRESS_TRAFFIC_ALL)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 from google.cloud import run_v2
@@ -61,10 +62,12 @@ def label(value: str) -> str:
     return re.sub(r"[^a-z0-9_-]", "-", value.lower())[:63]
 
 
-def revision_template(target: Target, model_id: str, model_uri: str, audience: str) -> run_v2.RevisionTemplate:
+def revision_template(
+    target: Target, model_id: str, model_uri: str, audiences: Sequence[str]
+) -> run_v2.RevisionTemplate:
     """A revision that serves the model from ``model_uri``; it has no name yet.
 
-    ``audience`` is the service's URL, for which callers' tokens must be where the server checks them.
+    ``audiences`` are the service's URLs, for one of which callers' tokens must be where the server checks them.
     """
     if not target.image:
         raise ConfigurationError(
@@ -72,7 +75,7 @@ def revision_template(target: Target, model_id: str, model_uri: str, audience: s
         )
     environment = {"MODEL_URI": model_uri, "AUTH": "off"}
     if target.allow_unauthenticated:
-        environment |= {"AUTH": "id-token", "ID_TOKEN_AUDIENCE": audience}
+        environment |= {"AUTH": "id-token", "ID_TOKEN_AUDIENCE": ",".join(audiences)}
     container = run_v2.Container(
         image=target.image,
         env=[run_v2.EnvVar(name=name, value=value) for name, value in environment.items()],
@@ -113,8 +116,8 @@ def revision_name(service: str, template: run_v2.RevisionTemplate, attempt: int)
 
 def in_effect(service: run_v2.Service) -> bool:
     """Whether the traffic flows as the service says that it is to flow."""
-    wanted = [(to.revision, to.percent, to.tag) for to in service.traffic]
-    return wanted == [(to.revision, to.percent, to.tag) for to in service.traffic_statuses]
+    flows = [(to.revision, to.percent, to.tag) for to in service.traffic_statuses]
+    return sorted(flows) == sorted((to.revision, to.percent, to.tag) for to in service.traffic)
 
 
 def arrange(service: run_v2.Service, base: str, champion: bool, candidate: str, percent: int) -> Shares:

@@ -52,7 +52,7 @@ class Traffic:
 
     def share(self, service: run_v2.Service, shares: Shares) -> None:
         """Ask ``service`` for ``shares``, once it is written."""
-        self._set.append(shares)
+        self._set.append(sorted(shares))
         service.traffic = split(shares)
 
     def recorded(self, service: run_v2.Service, model_id: str) -> run_v2.Revision | None:
@@ -116,7 +116,7 @@ class Traffic:
             now = self._api.service()
             if now is None or now.annotations.get(_RELEASE) != self._id:
                 return untouched()
-            if named(now) not in self._set:
+            if sorted(named(now)) not in self._set:
                 return f"Someone else has changed the traffic meanwhile, it stays as it is: {share(now)}."
             if before is None:
                 self._api.delete(now)
@@ -141,11 +141,11 @@ def base_of(service: run_v2.Service, candidate: str) -> tuple[str, bool]:
 
 def as_asked(service: run_v2.Service, revision: str | None) -> Callable[[run_v2.Service], bool]:
     """Whether a service is as ``service`` says, with ``revision`` as its newest if that is asked."""
-    wanted, edge = list(service.traffic), service.invoker_iam_disabled
+    wanted, edge = sorted(named(service)), service.invoker_iam_disabled
 
     def reached(now: run_v2.Service) -> bool:
         return (
-            list(now.traffic) == wanted
+            sorted(named(now)) == wanted
             and now.invoker_iam_disabled == edge
             and revision in (None, now.template.revision)
         )

@@ -12,13 +12,13 @@ from kfp import dsl
 
 from components.deploy import deploy
 from layer3.errors import ConfigurationError, ReleaseError
-from tests.serving.cloud import IMAGE, STORE, Desk, desk, ground
+from tests.serving.cloud import IMAGE, STORE, Desk, ground
 
 
 @pytest.fixture
 def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
-    with ground() as base, desk(base, tmp_path, monkeypatch.setenv) as found:
-        yield found
+    with ground(tmp_path) as base:
+        yield base.desk(monkeypatch.setenv, served=False)
 
 
 def artifact(folder: Path, name: str, **metadata: Any) -> Any:

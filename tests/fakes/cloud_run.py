@@ -10,7 +10,7 @@ nobody pushed, reserved variables and annotations. ``images`` are those that wer
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -101,6 +101,23 @@ class FakeCloudRun:
     @property
     def url(self) -> str:
         return self.google.url
+
+    def remember(self) -> Callable[[], None]:
+        """What puts everything back to how it is now, with no faults and nothing counted."""
+        services = {name: run_v2.Service(each) for name, each in self.services.items()}
+        revisions = {name: run_v2.Revision(each) for name, each in self.revisions.items()}
+        images, front = set(self.images), self.front.remember()
+
+        def restore() -> None:
+            self.google.heal()
+            self.google.calls.clear()
+            with self.google.lock:
+                self.services = {name: run_v2.Service(each) for name, each in services.items()}
+                self.revisions = {name: run_v2.Revision(each) for name, each in revisions.items()}
+                self.images = set(images)
+                front()
+
+        return restore
 
     def only(self) -> run_v2.Service:
         """The one service that there is."""

@@ -143,6 +143,19 @@ class Front:
         with self._lock:
             self._routes[service.name] = _Route(run_v2.Service(service), targets)
 
+    def remember(self) -> Callable[[], None]:
+        """What puts back who is served and who may come, with nothing counted."""
+        routes = {name: (route.service, list(route.targets)) for name, route in self._routes.items()}
+
+        def restore() -> None:
+            with self._lock:
+                self._routes = {name: _Route(service, list(targets)) for name, (service, targets) in routes.items()}
+                self.invokers = {self.account}
+                self.meddle = None
+                self.seen.clear()
+
+        return restore
+
     def close(self) -> None:
         for server in self._addresses.values():
             server.shutdown()

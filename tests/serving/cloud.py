@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from layer3.agent.policy import Policy
+import pytest
+
+from layer3.agent.policy import Policy, load_policy
 from layer3.champion import Channel, read
 from serving.canary import Comparison, Limits
 from serving.cloud import Endpoints
@@ -80,8 +83,14 @@ class Desk:
     def candidate(self, seed: int) -> Path:
         where = self.folder / f"policy-{seed}"
         if seed not in self.policies:
-            self.policies[seed] = make_policy(where, seed)
+            self.policies[seed] = load_policy(where) if where.exists() else make_policy(where, seed)
         return where
+
+    def glance(self, canary: Canary, _seconds: float) -> list[Comparison]:
+        """A watcher who looks at Cloud Monitoring once, and asks nothing."""
+        target = self.target()
+        seen = Monitoring(target, target.cloud.credentials(), sleep=brief)(canary.revision, canary.since)
+        return [Comparison("at Cloud Run's front", seen, None)]
 
     def model(self, seed: int) -> str:
         self.candidate(seed)
@@ -106,29 +115,50 @@ class Desk:
 
 @dataclass(frozen=True)
 class Ground:
-    """What many tests stand on: servers that were started once, a bucket, and Google's signature."""
+    """What the tests of a module stand on: a bucket, a Cloud Run whose servers were started once, and two states of it.
 
-    fleet: Fleet
+    ``empty`` has nothing; in ``served`` the model of seed 1 is champion, as a release has left it.
+    """
+
+    run: FakeCloudRun
     gcs: FakeGcs
-    environment: dict[str, str]
+    folder: Path
+    empty: Callable[[], None]
+    served: Callable[[], None]
+
+    def desk(self, setenv: Callable[[str, str], None], *, served: bool) -> Desk:
+        """A desk at one of the two states, on a machine that may release."""
+        for name, value in self.machine().items():
+            setenv(name, value)
+        for key in [key for key in self.gcs.objects if "/channels/" in key[1]]:
+            del self.gcs.objects[key]
+        (self.served if served else self.empty)()
+        return Desk(self.run, self.gcs, self.folder)
+
+    def machine(self) -> dict[str, str]:
+        """Where this machine finds its bucket and its identity."""
+        return {"STORAGE_EMULATOR_HOST": self.gcs.url, "GCE_METADATA_HOST": self.run.front.metadata}
 
 
 @contextmanager
-def ground() -> Iterator[Ground]:
-    fleet = Fleet()
-    try:
-        with FakeGcs("himari-tests") as gcs, issuer("first") as google:
-            yield Ground(fleet, gcs, {"STORAGE_EMULATOR_HOST": gcs.url, "ID_TOKEN_CERTS_URL": google.url})
-    finally:
-        fleet.close()
+def ground(folder: Path) -> Iterator[Ground]:
+    """The fakes, in a ``folder`` for policies, for as long as the block lasts."""
+    with contextlib.ExitStack() as stack:
+        gcs = stack.enter_context(FakeGcs("himari-tests"))
+        google = stack.enter_context(issuer("first"))
+        fleet = stack.enter_context(contextlib.closing(Fleet()))
+        environment = {"STORAGE_EMULATOR_HOST": gcs.url, "ID_TOKEN_CERTS_URL": google.url}
+        run = stack.enter_context(cloud_run(fleet, IMAGE, environment=environment))
+        first = Ground(run, gcs, folder, run.remember(), lambda: None)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in first.machine().items():
+                patch.setenv(name, value)
+            Desk(run, gcs, folder).release(1)
+            channel = gcs.content("himari-tests", "store/channels/production.json")
+        restore = run.remember()
 
+        def served() -> None:
+            gcs.put("himari-tests", "store/channels/production.json", channel)
+            restore()
 
-@contextmanager
-def desk(ground: Ground, folder: Path, setenv: Callable[[str, str], None]) -> Iterator[Desk]:
-    """An empty project, a bucket without champion, and a machine that may release there."""
-    for key in [key for key in ground.gcs.objects if "/channels/" in key[1]]:
-        del ground.gcs.objects[key]
-    setenv("STORAGE_EMULATOR_HOST", ground.gcs.url)
-    with cloud_run(ground.fleet, IMAGE, environment=ground.environment) as run:
-        setenv("GCE_METADATA_HOST", run.front.metadata)
-        yield Desk(run, ground.gcs, folder)
+        yield replace(first, served=served)

@@ -16,20 +16,19 @@ from serving.canary import Limits
 from serving.platforms.connect import connect
 from serving.release import release
 from tests.fakes import issuer
-from tests.serving.cloud import CANARY, IMAGE, SERVICE, STEPS, STORE, Desk, Ground, desk, ground
+from tests.serving.cloud import CANARY, IMAGE, SERVICE, STEPS, STORE, Desk, Ground, ground
 from tests.serving.support import NEUTRAL
 
 
 @pytest.fixture(scope="module")
-def base() -> Iterator[Ground]:
-    with ground() as found:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    with ground(tmp_path_factory.mktemp("cloud")) as found:
         yield found
 
 
 @pytest.fixture
-def cloud(base: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
-    with desk(base, tmp_path, monkeypatch.setenv) as found:
-        yield found
+def cloud(base: Ground, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    return base.desk(monkeypatch.setenv, served=False)
 
 
 @pytest.fixture
@@ -40,10 +39,9 @@ def watched(served: Desk) -> Desk:
 
 
 @pytest.fixture
-def served(cloud: Desk) -> Desk:
+def served(base: Ground, monkeypatch: pytest.MonkeyPatch) -> Desk:
     """With the model of seed 1 in service."""
-    cloud.release(1)
-    return cloud
+    return base.desk(monkeypatch.setenv, served=True)
 
 
 def wrong(_revision: str, percent: int, path: str, status: int, body: bytes) -> tuple[int, bytes]:
@@ -140,7 +138,7 @@ def test_a_service_that_terraform_made_is_taken_over(cloud: Desk) -> None:
     shell = cloud.run.only()
     (hello,) = cloud.run.revisions.values()
     hello.annotations.clear()  # as if somebody else had made it
-    cloud.gcs.objects.clear()
+    del cloud.gcs.objects["himari-tests", "store/channels/production.json"]
     shell.traffic = [run_v2.TrafficTarget(type_=1, percent=100)]
     shell.labels.clear()
     done = cloud.release(2)
@@ -174,7 +172,7 @@ def test_callers_that_iam_does_not_check_are_checked_by_the_server(served: Desk)
     assert [off for line, off in checks if not line.startswith("promote ok")] == [False] * (len(checks) - 1)
     assert served.run.only().invoker_iam_disabled
     asked = {each.name: each.value for each in newest(served).containers[0].env}
-    assert (asked["AUTH"], asked["ID_TOKEN_AUDIENCE"]) == ("id-token", served.run.only().uri)
+    assert (asked["AUTH"], asked["ID_TOKEN_AUDIENCE"]) == ("id-token", ",".join(served.run.only().urls))
     assert ask(served, "/predict", None) == 401
     assert ask(served, "/predict", issuer.token(issuer.claims(time.time(), aud=served.run.only().uri))) == 200
     served.rollback()  # to a server that asks nobody: IAM does again

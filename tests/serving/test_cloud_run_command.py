@@ -12,19 +12,18 @@ import yaml
 
 from serving import release as module
 from serving.release import main
-from tests.serving.cloud import IMAGE, STORE, Desk, Ground, desk, ground
+from tests.serving.cloud import IMAGE, STORE, Desk, Ground, ground
 
 
 @pytest.fixture(scope="module")
-def base() -> Iterator[Ground]:
-    with ground() as found:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    with ground(tmp_path_factory.mktemp("cloud")) as found:
         yield found
 
 
 @pytest.fixture
-def cloud(base: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
-    with desk(base, tmp_path, monkeypatch.setenv) as found:
-        yield found
+def cloud(base: Ground, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    return base.desk(monkeypatch.setenv, served=False)
 
 
 @pytest.fixture

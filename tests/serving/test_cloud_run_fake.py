@@ -43,7 +43,7 @@ def client(fake: FakeCloudRun) -> run_v2.ServicesClient:
 
 def service(revision: str = "himari-one", model: str = "m1") -> run_v2.Service:
     target = Target("himari-tests", "us-central1", "himari", "a@b.iam.gserviceaccount.com", IMAGE)
-    template = revision_template(target, model, f"gs://b/models/{model}", "")
+    template = revision_template(target, model, f"gs://b/models/{model}", [])
     template.revision = revision
     return run_v2.Service(template=template, traffic=split([(revision, 100, "champion")]))
 

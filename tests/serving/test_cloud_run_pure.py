@@ -40,7 +40,7 @@ models = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", fullmatch=True)
 
 
 def template(target: Target = TARGET, model: str = MODEL, audience: str = "") -> run_v2.RevisionTemplate:
-    return revision_template(target, model, f"gs://b/models/{model}", audience)
+    return revision_template(target, model, f"gs://b/models/{model}", [audience])
 
 
 def service(*shares: tuple[str, int, str]) -> run_v2.Service:

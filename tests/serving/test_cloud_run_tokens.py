@@ -1,0 +1,101 @@
+"""Identity tokens for a service on Cloud Run: of an account's file, of the machine, and used until they expire."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+
+from layer3.errors import ConfigurationError, SourceError
+from serving.platforms.tagged import Tokens, identity_tokens
+from tests.fakes import issuer
+
+SERVICE = "https://himari-abc-uc.a.run.app"
+
+
+@pytest.fixture
+def token_server() -> Iterator[str]:
+    """Where a service account's own signature is exchanged for Google's."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            asked = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())["assertion"][0]
+            claims = jwt.decode(asked, options={"verify_signature": False})
+            said = issuer.claims(time.time(), aud=claims["target_audience"], email=claims["iss"])
+            body = json.dumps({"id_token": issuer.token(said).removeprefix(b"Bearer ").decode()}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/token"
+        server.shutdown()
+        thread.join()
+
+
+def account_file(folder: Path, token_uri: str) -> str:
+    key = issuer.private_key("first").private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    said = {
+        "type": "service_account",
+        "client_email": "releaser@himari-tests.iam.gserviceaccount.com",
+        "private_key": key.decode(),
+        "token_uri": token_uri,
+    }
+    path = folder / "account.json"
+    path.write_text(json.dumps(said))
+    return str(path)
+
+
+def test_an_accounts_file(token_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", account_file(tmp_path, token_server))
+    token, expiry = identity_tokens(SERVICE)()
+    claims = jwt.decode(token, options={"verify_signature": False})
+    assert (claims["aud"], claims["email"]) == (SERVICE, "releaser@himari-tests.iam.gserviceaccount.com")
+    assert expiry == claims["exp"]
+
+
+def test_a_file_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "nothing.json"))
+    with pytest.raises(ConfigurationError, match=r"no identity token.*--impersonate-service-account"):
+        Tokens(identity_tokens(SERVICE))()
+
+
+def test_a_token_is_used_until_it_is_about_to_expire() -> None:
+    now, fetched = [1000.0], []
+
+    def source() -> tuple[str, float]:
+        fetched.append(now[0])
+        return f"token-{len(fetched)}", now[0] + 3600
+
+    tokens = Tokens(source, wall=lambda: now[0])
+    assert [tokens(), tokens()] == ["token-1", "token-1"]
+    now[0] += 3479
+    assert tokens() == "token-1"
+    now[0] += 2
+    assert [tokens(), tokens()] == ["token-2", "token-2"]
+    assert len(fetched) == 2
+
+
+def test_a_machine_that_gives_none() -> None:
+    def source() -> tuple[str, float]:
+        raise SourceError("there is no metadata server")
+
+    with pytest.raises(ConfigurationError, match="there is no metadata server"):
+        Tokens(source)()
