@@ -78,6 +78,7 @@ help: ## this list
 	@printf '  and SEED=, STEPS=, MEMBERS=, FOLDS=, FOLD_SEEDS=, FOLD_KIND=, STORE=; THRESHOLD= or GATE=FILE.yaml, and OVERRIDE_NAME= with\n'
 	@printf '  OVERRIDE_REASON= to release what the gate refuses. size takes SIGNAL=FILE.json. Both take SIZING=FILE.yaml. serve takes PORT= and HOST=.\n'
 	@printf '  tune takes run-local’s data, STEPS=, STORE=, and TRIALS=, SEEDS=, JOBS=. assets takes ASSETS=, DATA= with {asset} in it, SEEDS=, STEPS=, STORE=.\n'
+	@printf '  run-pipeline and schedule take what run-local takes, but CLOUD=FILE.yaml for STORE=; and MAX_COST=USD, CUSTOM_JOB=1, IMAGE=. WAIT=1 watches.\n'
 
 install: $(READY) ## create the environment in .venv
 

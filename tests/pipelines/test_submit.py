@@ -21,6 +21,7 @@ from serving.platforms.target import Target
 from serving.vertex import place_of
 from tests.fakes.cloud import COMPONENTS, SERVING, World, world
 from tests.fakes.google import label_problem
+from tests.test_makefile import AWKWARD, say
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW = datetime(2026, 9, 1, 6, tzinfo=UTC)
@@ -358,3 +359,25 @@ def test_labels_obey_googles_rules(git, data, version, expected):
     labels = run_labels({"git": git, "source_sha256": "d" * 64}, data=data, data_version=version)
     assert label_problem(labels) is None
     assert {name: labels[name] for name in expected} == expected
+
+
+# What stands behind make.
+
+
+def test_make_run_pipeline_hands_on_what_is_written(tmp_path):
+    shown = say(tmp_path, "run-pipeline", f"DATA={AWKWARD}", f"CLOUD={AWKWARD}", "SYMBOL=A-B", "WAIT=1", "MAX_COST=3")
+    assert {f"--data={AWKWARD}", f"--cloud={AWKWARD}", "--symbol=A-B", "--wait", "--max-cost=3"} <= set(shown)
+    assert {"pipelines.submit", "--spec=build/training.yaml", "--folds=18", "--fold-seeds=5"} <= set(shown)
+
+
+def test_make_run_pipeline_waits_for_nothing_unless_asked(tmp_path):
+    shown = say(tmp_path, "run-pipeline", "CUSTOM_JOB=1", "FOLDS=6")
+    assert not [word for word in shown if word.startswith(("--wait", "--max-cost", "--threshold"))]
+    assert {"--cloud=config/cloud.yaml", "--spec=build/training-custom-job.yaml", "--folds=6"} <= set(shown)
+
+
+@pytest.mark.parametrize(("target", "cancels"), [("watch-pipeline", False), ("cancel-pipeline", True)])
+def test_make_watches_and_cancels_a_run(tmp_path, target, cancels):
+    shown = say(tmp_path, target, f"RUN={AWKWARD}", f"CLOUD={AWKWARD}")
+    assert {"pipelines.watch", f"--run={AWKWARD}", f"--cloud={AWKWARD}"} <= set(shown)
+    assert ("--cancel" in shown) is cancels
