@@ -96,6 +96,47 @@ def test_every_step_keeps_its_own_caching(here):
     assert caching["gate"] is False
 
 
+def test_it_is_what_googles_own_client_submits(here, monkeypatch):
+    """``PipelineJob.submit`` on the same pipeline: what Vertex holds afterwards differs in the name alone.
+
+    Its question to Resource Manager, which goes to Google wherever the endpoint points, is answered here.
+    """
+    from google.auth.credentials import AnonymousCredentials
+    from google.cloud import aiplatform
+    from google.cloud.aiplatform.utils import resource_manager_utils
+
+    assert run(here) == 0
+    (ours,) = jobs_of(here)
+    given = json_format.MessageToDict(v1.PipelineJob.pb(ours).runtime_config)["parameterValues"]
+    monkeypatch.setattr(resource_manager_utils, "get_project_number", lambda project: str(here.vertex.place.number))
+    aiplatform.init(
+        project="himari-test",
+        location="us-central1",
+        api_transport="rest",
+        api_endpoint=here.vertex.url,
+        credentials=AnonymousCredentials(),
+    )
+    try:
+        job = aiplatform.PipelineJob(
+            display_name="theirs",
+            template_path=str(here.spec),
+            job_id="theirs",
+            pipeline_root="gs://bucket/runs",
+            parameter_values=given,
+            enable_caching=None,
+            labels=dict(ours.labels),
+            failure_policy="fast",
+        )
+        job.submit(service_account=here.cloud.pipeline_service_account, experiment="himari")
+    finally:
+        aiplatform.initializer.global_pool.shutdown(wait=True)
+    theirs = here.vertex.pipelines.jobs[job.resource_name]
+    for same in (ours, theirs):
+        same.name = same.display_name = ""
+        same.create_time, same.job_detail = None, None
+    assert theirs == ours
+
+
 def test_a_run_is_one_of_its_experiment_at_once(here):
     assert run(here) == 0
     (job,) = jobs_of(here)
