@@ -148,7 +148,9 @@ class Scheduler:
                 return changed, False
             except exceptions.NotFound:
                 wanted.name = ""  # deleted since we looked
-        return self._client.create_schedule(parent=self._cloud.parent, schedule=wanted, timeout=SECONDS), True
+        made = self._client.create_schedule(parent=self._cloud.parent, schedule=wanted, timeout=SECONDS)
+        self._one()  # refuses where somebody else has made one at the same time
+        return made, True
 
     def _pause(self) -> str:
         there = self._there()

@@ -20,8 +20,8 @@ __all__ = ["link_run", "log_run"]
 _VERSION: Final = "0.0.1"
 _EXPERIMENT: Final = "system.Experiment"
 _RUN: Final = "system.ExperimentRun"
-#: Longest name of a context.
-_LONGEST: Final = 128
+#: Longest name of an experiment run, beside which Google's library needs room for a suffix.
+_LONGEST: Final = 121
 
 
 def link_run(place: Place, run_id: str, *, sleep: Waiter = time.sleep) -> None:
@@ -136,7 +136,12 @@ def _linked(store: _Store, run_id: str) -> Any:
 
 def _logged(store: _Store, run_id: str, kept: Mapping[str, Any]) -> None:
     experiment, run = _linked(store, run_id)
-    name = f"{store.experiment}-{run_id}"[:_LONGEST]
+    name = f"{store.experiment}-{run_id}"
+    if len(name) > _LONGEST:
+        raise ConfigurationError(
+            f"experiment {store.experiment!r} is too long a name: with a run's it has {len(name)} of at most "
+            f"{_LONGEST} characters; shorten it in the cloud's configuration"
+        )
     context = store.ensured(name, _RUN, kept, f"What run {run_id} was asked for and what it measured")
     store.adopt(experiment, context)
     store.adopt(context, run)

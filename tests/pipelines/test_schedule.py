@@ -185,21 +185,41 @@ def test_two_of_that_name_are_told_and_deleted_together(cloud: World, capsys: py
     assert len(there(cloud)) == 1
 
 
-def test_one_that_was_deleted_in_between_is_made_anew(cloud: World, capsys: pytest.CaptureFixture[str]) -> None:
-    put(cloud)
-    cloud.vertex.fail("UpdateSchedule", status=404)
-    cloud.vertex.schedules.schedules.clear()
-    listed = [v1.Schedule(name=f"{cloud.vertex.place.parent}/schedules/1", display_name=NAME)]
-    cloud.vertex.schedules.schedules[listed[0].name] = listed[0]
-    assert put(cloud) == 0
-    assert len(cloud.vertex.named("CreateSchedule")) == 2
-    capsys.readouterr()
-    cloud.vertex.schedules.schedules.pop(listed[0].name)
-    cloud.vertex.fail("PauseSchedule", status=404)
-    assert act(cloud, "pause") == 2
-    assert "was deleted in between: `make schedule CRON=" in capsys.readouterr().err
-    cloud.vertex.fail("DeleteSchedule", status=404)
-    assert act(cloud, "delete") == 0
+def test_two_that_are_made_at_the_same_time_are_told_at_once(
+    cloud: World, request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = Scheduler(cloud.cloud, sleep=pytest.fail)
+    made = scheduler._client.create_schedule
+    monkeypatch.setattr(scheduler._client, "create_schedule", lambda **said: (made(**said), made(**said))[1])
+    with pytest.raises(ConfigurationError, match="there are 2 schedules named himari-training"):
+        scheduler.put(request_, CRON)
+
+
+@pytest.mark.parametrize("call", ["update_schedule", "pause_schedule", "resume_schedule", "delete_schedule"])
+def test_one_that_is_deleted_while_it_is_looked_at(
+    cloud: World, request_: Request, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    scheduler = Scheduler(cloud.cloud, sleep=pytest.fail)
+    made, _ = scheduler.put(request_, CRON)
+    if call == "resume_schedule":
+        scheduler.pause()
+    asked = getattr(scheduler._client, call)
+
+    def deleted_first(**said: Any) -> Any:
+        cloud.vertex.schedules.schedules.clear()
+        return asked(**said)
+
+    monkeypatch.setattr(scheduler._client, call, deleted_first)
+    if call == "update_schedule":
+        anew, new = scheduler.put(request_, CRON)
+        assert new
+        assert [one.name for one in there(cloud)] == [anew.name]
+        assert anew.name != made.name
+    elif call == "delete_schedule":
+        assert made.name.rpartition("/")[2] in scheduler.delete()
+    else:
+        with pytest.raises(ConfigurationError, match="was deleted in between: `make schedule CRON="):
+            getattr(scheduler, call.partition("_")[0])()
 
 
 def test_one_that_has_come_to_its_end_is_not_changed(cloud: World, capsys: pytest.CaptureFixture[str]) -> None:

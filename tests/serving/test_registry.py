@@ -374,6 +374,12 @@ def test_a_run_that_vertex_does_not_know_is_not_linked(vertex: FakeVertex, place
         link_run(place, "run-9", sleep=lambda seconds: None)
 
 
+def test_an_experiments_name_that_leaves_no_room_is_refused(vertex: FakeVertex, place: Place) -> None:
+    began(vertex, "run-1")
+    with pytest.raises(ConfigurationError, match="it has 126 of at most 121 characters"):
+        log_run(dataclasses.replace(place, experiment="x" * 120), "run-1", parameters={}, metrics={})
+
+
 def test_an_experiments_name_that_is_taken_is_refused(vertex: FakeVertex, place: Place) -> None:
     began(vertex, "run-1")
     with pytest.raises(ConfigurationError, match=r"system\.PipelineRun.*name another experiment"):
