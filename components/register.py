@@ -40,13 +40,14 @@ def register(
 
     from serving import registry
     from serving.experiments import log_run
+    from serving.versions import Candidate, Version
     from serving.vertex import place_of
 
     judged = {name: verdict.metadata[name] for name in ("passed", "model_id", "policy_sha256", "synthetic")}
-    version = registry.Version("Not registered: this run has no Vertex AI")
+    version = Version("Not registered: this run has no Vertex AI")
     if vertex:
         where = place_of(vertex)
-        candidate = registry.Candidate.of(model.metadata, verdict.metadata, run_id)
+        candidate = Candidate.of(model.metadata, verdict.metadata, run_id)
         figures = {**learning.metadata, **performance.metadata, "passed": float(judged["passed"])}
         log_run(where, run_id, parameters=model.metadata, metrics=figures)
         version = registry.record(

@@ -12,97 +12,26 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from layer3 import storage
 from layer3.errors import ConfigurationError, ReleaseError, SourceError
 from serving.models import store_policy
+from serving.versions import REJECTED, Candidate, Version
 from serving.vertex import SECONDS, Place, Waiter, asked, client, label
 
-__all__ = ["CANDIDATE", "CHAMPION", "Candidate", "Version", "promote", "record", "version_of"]
+__all__ = ["CANDIDATE", "CHAMPION", "promote", "record", "version_of"]
 
 CANDIDATE: Final = "candidate"
 CHAMPION: Final = "champion"
 PREDICT_ROUTE: Final = "/predict"
 HEALTH_ROUTE: Final = "/health"
 PORT: Final = 8080
-REJECTED: Final = "rejected"
 _DEFAULT: Final = "default"
 #: Seconds that Vertex may take to make a version.
 _PATIENCE: Final = 600.0
 _PINNED: Final = re.compile(r"[\w.\-/:]+@sha256:[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A policy as the gate judged it: ``verdict`` is passed, overridden or rejected."""
-
-    model_id: str
-    policy_sha256: str
-    contract: str
-    symbol: str
-    synthetic: bool
-    data_sha256: str
-    verdict: str
-    sentence: str
-    run_id: str
-
-    @classmethod
-    def of(cls, model: Mapping[str, Any], verdict: Mapping[str, Any], run_id: str) -> Candidate:
-        """From the metadata of the model's and of the verdict's artifacts.
-
-        Raises
-        ------
-        ReleaseError : the verdict is on another policy
-        """
-        if model["policy_sha256"] != verdict["policy_sha256"]:
-            raise ReleaseError(
-                f"the verdict is on another policy than {model['model_id']}: run evaluate and gate again"
-            )
-        failed = [criterion["name"] for criterion in verdict["criteria"] if not criterion["passed"]]
-        asked_of = len(verdict["criteria"])
-        if not verdict["passed"]:
-            word, sentence = REJECTED, f"failed {', '.join(failed)}"
-        elif verdict.get("override"):
-            word, sentence = "overridden", f"failed {', '.join(failed)}; released by {verdict['override']['name']}"
-        else:
-            word, sentence = "passed", f"passed all {asked_of} criteria"
-        return cls(
-            model_id=str(model["model_id"]),
-            policy_sha256=str(model["policy_sha256"]),
-            contract=str(model["contract"]),
-            symbol=str(model["symbol"]),
-            synthetic=bool(model["synthetic"]),
-            data_sha256=str(model["data_sha256"]),
-            verdict=word,
-            sentence=sentence,
-            run_id=run_id,
-        )
-
-    @property
-    def rejected(self) -> bool:
-        return self.verdict == REJECTED
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """What became of a candidate in the registry: ``name`` is ``projects/…/models/…@version``, "" for nothing."""
-
-    sentence: str
-    name: str = ""
-    uri: str = ""
-    verdict: str = ""
-    parent: str = ""
-    container: Mapping[str, Any] | None = None
-
-    def to_metadata(self) -> dict[str, Any]:
-        """What its artifact says of it."""
-        if not self.name:
-            return {"registered": False, "reason": self.sentence}
-        told = {"resourceName": self.name, "verdict": self.verdict, "containerSpec": self.container}
-        return {"registered": True, "version": self.name.rpartition("@")[2], "parent": self.parent, **told}
 
 
 def record(

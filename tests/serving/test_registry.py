@@ -18,7 +18,7 @@ from serving.channels import publish
 from serving.cloud import Cloud, Endpoints
 from serving.experiments import link_run, log_run
 from serving.models import store_policy
-from serving.registry import Candidate
+from serving.versions import Candidate, Version
 from serving.vertex import Place, asked, label, place_of, said_of
 from tests.fakes.gcs import FakeGcs
 from tests.fakes.vertex.server import FakeVertex
@@ -64,7 +64,7 @@ class Desk:
             run_id=f"himari-training-{seed}",
         )
 
-    def record(self, seed: int, verdict: str = "passed", **options: Any) -> registry.Version:
+    def record(self, seed: int, verdict: str = "passed", **options: Any) -> Version:
         candidate = self.candidate(seed, verdict)
         return registry.record(
             self.place,
