@@ -159,8 +159,10 @@ def conclude(cloud: Cloud, run: v1.PipelineJob) -> int:
     if record["released"]:
         there = f"STORE={shlex.quote(cloud.store)}"
         print(f"RELEASED {record['released']['model_id']}: `make rollback {there}` takes it back.")
-    else:
+    elif record["verdict"]:
         print("REJECTED: nothing was released; what serves is unchanged.")
+    else:
+        print("SUCCEEDED: this pipeline releases nothing.")
     if record["synthetic"]:
         print("SYNTHETIC market: this run shows that the workflow works, and says nothing about real trading.")
     print(f"\nRun in {record['seconds']:.0f} s; record {uri}")

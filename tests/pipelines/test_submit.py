@@ -11,8 +11,10 @@ import yaml
 from google.cloud import aiplatform_v1 as v1
 from google.protobuf import json_format
 
+from layer3 import storage
 from layer3.errors import DataError, RefusedError, SourceError
 from layer3.market.simulator import MarketSpec, simulate
+from layer3.market.sources import version_of
 from layer3.version import source_sha256
 from pipelines import submit
 from pipelines.labels import run_labels
@@ -371,6 +373,30 @@ def test_a_file_that_changes_while_it_is_looked_at_is_refused(here, candles):
     with pytest.raises(DataError, match="was changed while it was being looked at"):
         uploaded(here.cloud, parameters)
     assert not [name for _, name in here.gcs.objects if name.startswith("data/")]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_store_that_is_busy_is_asked_again(here, candles, status):
+    parameters = {"data": str(candles), "data_version": version_of(str(candles))}
+    here.gcs.fail(status)
+    uri = uploaded(here.cloud, parameters)["data"]
+    assert storage.read_bytes(uri) == candles.read_bytes()
+
+
+def test_a_store_that_refuses_is_named_with_what_to_check(here, candles):
+    parameters = {"data": str(candles), "data_version": version_of(str(candles))}
+    here.gcs.fail(403, times=9)
+    with pytest.raises(SourceError, match=r"gs://bucket/data/.*this account may use the bucket"):
+        uploaded(here.cloud, parameters)
+
+
+def test_a_store_that_holds_other_bytes_under_the_name_is_refused(here, candles, monkeypatch):
+    """Somebody wrote there between the look and the upload."""
+    parameters = {"data": str(candles), "data_version": version_of(str(candles))}
+    here.gcs.put("bucket", f"data/{parameters['data_version']}/some_candles.parquet", b"other")
+    monkeypatch.setattr(storage, "exists", lambda uri: False)
+    with pytest.raises(DataError, match="holds other bytes than its name says"):
+        uploaded(here.cloud, parameters)
 
 
 def test_a_bad_file_is_refused_before_anybody_is_asked(here, tmp_path, capsys):

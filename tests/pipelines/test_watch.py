@@ -345,3 +345,11 @@ def test_the_state_of_a_loop_is_its_worst_iterations(here, states, expected):
 def test_a_record_holds_no_number_that_is_not_finite(here):
     finish(here)
     json.dumps(job.manifest(run_of(here)), allow_nan=False)
+
+
+def test_a_pipeline_without_a_gate_rejects_nothing(here, capsys):
+    finish(here)
+    assert follow(here) == 0
+    said = capsys.readouterr().out
+    assert "SUCCEEDED: this pipeline releases nothing." in said
+    assert "REJECTED" not in said
