@@ -176,7 +176,7 @@ class CloudRun:
                 + (f"  FAILED: {failure}" if failure else "")
             )
         if channel is not None and (found_instead := self.halfway(channel)):
-            lines.append(f"{found_instead}: make rollback puts {channel.champion.model_id} back, a release does so too")
+            lines.append(f"{found_instead}: make rollback puts {channel.champion.model_id} back, so does a release")
         return lines
 
     # How.

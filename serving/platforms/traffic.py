@@ -114,9 +114,12 @@ class Traffic:
         """Undo what this release has changed of the service; what serves then, as a sentence."""
         try:
             now = self._api.service()
-            if now is None or now.annotations.get(_RELEASE) != self._id:
+            if now is None:
                 return untouched()
-            if sorted(named(now)) not in self._set:
+            ours = now.annotations.get(_RELEASE) == self._id
+            if not ours and before is not None and named(now) == named(before):
+                return untouched()
+            if not ours or sorted(named(now)) not in self._set:
                 return f"Someone else has changed the traffic meanwhile, it stays as it is: {share(now)}."
             if before is None:
                 self._api.delete(now)
@@ -126,8 +129,8 @@ class Traffic:
             self._api.update(now, MASK, as_asked(now, None))
         except HimariError as error:
             return (
-                f"And the traffic could not be put back ({error}): run `make rollback`, which does it and nothing "
-                "else; release-status shows the traffic"
+                f"And the traffic could not be put back ({error}): run `make rollback CLOUD=FILE`, which does it and "
+                "nothing else, or release again; `make release-status CLOUD=FILE` shows the traffic"
             )
         return f"{untouched()} The traffic is back as it was: {share(before)}."
 

@@ -80,7 +80,7 @@ def test_a_release_that_was_cut_short_is_told(cloud: Desk, file: str, capsys: py
         if line.startswith("canary 50 % ok"):
             cloud.run.google.fail("GetService", status=403)  # so that nothing can be put back
             raise KeyboardInterrupt
-        if "run `make rollback`" in line:
+        if "run `make rollback CLOUD=FILE`" in line:
             told.append(line)
 
     told: list[str] = []

@@ -136,6 +136,36 @@ def test_a_permission_that_is_missing_is_named(served: Desk, call: str, said: st
     assert served.release(2).outcome == "released"
 
 
+def test_a_bucket_that_refuses_the_record(served: Desk) -> None:
+    old = served.champion()
+
+    def refuse(line: str) -> None:
+        if line.startswith("switch …"):
+            served.gcs.fail(403)
+
+    with pytest.raises(
+        ReleaseError, match=r"step 'switch': cannot read gs://.*The traffic is back as it was"
+    ) as caught:
+        served.release(2, log=refuse)
+    assert "may use the bucket" in str(caught.value)
+    assert (served.champion(), served.serving()) == (old, {old: 100})
+    assert served.release(2).outcome == "released"
+
+
+def test_of_two_releasers_one_is_refused_and_the_record_leads(served: Desk) -> None:
+    old = served.champion()
+
+    def overtake(line: str) -> None:
+        if line.startswith("canary 50 % ok"):
+            served.release(3)
+
+    with pytest.raises(ReleaseError, match=r"step 'canary 100 %': himari was changed by someone else") as caught:
+        served.release(2, log=overtake)
+    assert "Someone else has changed the traffic meanwhile" in str(caught.value)
+    assert served.champion() == served.model(3) != old
+    assert served.serving() == {served.model(3): 100}
+
+
 def test_who_may_not_see_operations_watches_the_service(served: Desk) -> None:
     served.run.google.fail("GetOperation", status=403, times=10_000)
     assert served.release(2).outcome == "released"
