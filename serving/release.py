@@ -2,16 +2,14 @@
 
     verify -> store -> the platform's own steps, of which the last that matters switches the channel
 
-On this machine (:mod:`serving.platforms.local`) the candidate's own server runs beside the champion's on a
-loopback port and answers all golden pairs over HTTP before the channel file is switched. On Cloud Run
-(:mod:`serving.platforms.cloud_run`) it is a revision without traffic that gets its share step by step. On both,
-the channel is written once, over the version that was read. A crash at any point before that leaves the champion
-recorded, and the same command, run again, first puts right what was left behind and then finishes the job.
+On this machine (:mod:`serving.platforms.local`) the candidate's own server answers all golden pairs beside the
+champion's before the channel switches; on Cloud Run (:mod:`serving.platforms.cloud_run`) it is a revision that gets
+its share of the traffic step by step. The channel is written once, over the version that was read. A crash before
+that leaves the champion recorded; the same command first puts right what was left behind, then finishes the job.
 
     python -m serving.release promote --candidate runs/<run id>/policy --store .
     python -m serving.release promote --candidate runs/<run id>/policy --cloud config/cloud.yaml
-    python -m serving.release rollback --store .
-    python -m serving.release status --cloud config/cloud.yaml
+    python -m serving.release rollback|status --store . (or --cloud config/cloud.yaml)
 """
 
 from __future__ import annotations
@@ -117,8 +115,7 @@ def rollback(
 ) -> Channel:
     """Let the model before the champion serve again; where a release was cut short, let the champion serve alone.
 
-    The record is written first and the platform follows it: whatever stops this half-way, the same command
-    finishes it.
+    The record is written first and the platform follows: whatever stops this half-way, the same command finishes it.
 
     Raises
     ------
@@ -223,8 +220,9 @@ def _promote(chosen: argparse.Namespace) -> int:
 
 def _rollback(chosen: argparse.Namespace) -> int:
     store, platform = _place(chosen)
+    before = read(store)
     channel = rollback(store, platform=platform, log=_say)
-    left = channel.history[0].replaced if channel.history[0].event == "rollback" else None
+    left = before.champion.model_id if before and before.champion.model_id != channel.champion.model_id else None
     what = f"; left {left} (another rollback returns to it)" if left else ""
     print(f"{channel.champion.model_id} serves again{what}")
     _tell_registry(chosen)
