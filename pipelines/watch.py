@@ -134,7 +134,7 @@ def _time(step: job.StepState, now: datetime | None) -> str:
     return f"{took} {step.done}/{step.tasks}".strip() if step.tasks > 1 else took
 
 
-def conclude(cloud: Cloud, run: v1.PipelineJob) -> int:
+def conclude(cloud: Cloud, run: v1.PipelineJob, file: str) -> int:
     """Write the run's record into the store and tell how it ended; the command's exit code."""
     record = job.manifest(run)
     run_id = record["run_id"]
@@ -150,15 +150,15 @@ def conclude(cloud: Cloud, run: v1.PipelineJob) -> int:
             if step["status"] == "FAILED":
                 print(f"step {step['display_name']!r} failed: {step['error'] or 'see its log'}", file=sys.stderr)
         print(f"  logs    {console.links(cloud, run_id)['run']}", file=sys.stderr)
+        status = f"make release-status CLOUD={shlex.quote(file)}"
         print(
-            "What serves is unchanged unless the failed step says otherwise (`make release-status`). Correct the cause "
-            "and run the same again: steps that succeeded come from the cache.",
+            f"What serves is unchanged unless the failed step says otherwise (`{status}`). Correct the cause and run the "
+            "same again: steps that succeeded come from the cache.",
             file=sys.stderr,
         )
         return 1
     if record["released"]:
-        there = f"STORE={shlex.quote(cloud.store)}"
-        print(f"RELEASED {record['released']['model_id']}: `make rollback {there}` takes it back.")
+        print(f"RELEASED {record['released']['model_id']}: `make rollback CLOUD={shlex.quote(file)}` takes it back.")
     elif record["verdict"]:
         print("REJECTED: nothing was released; what serves is unchanged.")
     else:
@@ -183,7 +183,7 @@ def follow(
         with shown(sys.stdout.isatty()) as show:
             pipelines, name = pipeline_client(cloud), name_of(cloud, run_id)
             run = watch(pipelines, name, show, hours=hours, clock=clock, sleep=sleep)
-        return conclude(cloud, run)
+        return conclude(cloud, run, file)
     except KeyboardInterrupt:
         print(f"\nstopped watching; {_goes_on(run_id, file)}", file=sys.stderr)
         return 130
@@ -203,7 +203,7 @@ def _goes_on(run_id: str, file: str) -> str:
     )
 
 
-def cancel(cloud: Cloud, run_id: str) -> int:
+def cancel(cloud: Cloud, run_id: str, file: str) -> int:
     """Ask Vertex to stop the run."""
     from google.api_core.exceptions import NotFound
 
@@ -216,7 +216,8 @@ def cancel(cloud: Cloud, run_id: str) -> int:
         asked("cancel the run", lambda: pipelines.cancel_pipeline_job(name=name, timeout=SECONDS))
     except NotFound as error:
         raise _unknown(cloud, run_id) from error
-    print(f"run {run_id} is being cancelled; what serves is unchanged unless it was releasing: `make release-status`")
+    status = f"make release-status CLOUD={shlex.quote(file)}"
+    print(f"run {run_id} is being cancelled; what serves is unchanged unless it was releasing: `{status}`")
     return 0
 
 
@@ -245,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not chosen.run:
             raise ConfigurationError("which run? RUN=<run id>, as `make run-pipeline` printed it")
         if chosen.cancel:
-            return cancel(cloud, chosen.run)
+            return cancel(cloud, chosen.run, chosen.cloud)
         return follow(cloud, chosen.run, chosen.cloud, hours=chosen.hours)
     except NotFound:
         print(f"watch: {_unknown(cloud, chosen.run)}", file=sys.stderr)

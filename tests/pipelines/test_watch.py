@@ -134,7 +134,7 @@ def test_a_released_policy_is_named_with_the_way_back(here, capsys):
     assert follow(here) == 0
     said = capsys.readouterr().out
     assert "  pass  sharpe                Sharpe 1.20." in said
-    assert "RELEASED m-1: `make rollback STORE=gs://bucket` takes it back." in said
+    assert f"RELEASED m-1: `make rollback CLOUD={here.file}` takes it back." in said
     assert "SYNTHETIC market" in said
 
 
