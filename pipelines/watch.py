@@ -152,8 +152,8 @@ def conclude(cloud: Cloud, run: v1.PipelineJob, file: str) -> int:
         print(f"  logs    {console.links(cloud, run_id)['run']}", file=sys.stderr)
         status = f"make release-status CLOUD={shlex.quote(file)}"
         print(
-            f"What serves is unchanged unless the failed step says otherwise (`{status}`). Correct the cause and run the "
-            "same again: steps that succeeded come from the cache.",
+            f"What serves is unchanged unless the failed step says otherwise (`{status}`). Correct the cause and run "
+            "the same again: steps that succeeded come from the cache.",
             file=sys.stderr,
         )
         return 1

@@ -335,10 +335,10 @@ def test_a_step_that_runs_shows_for_how_long(here):
         (["STATE_UNSPECIFIED"], "PENDING"),
     ],
 )
-def test_the_state_of_a_loop_is_its_worst_iterations(here, states, expected):
-    for iteration, state in enumerate(states, start=1):
-        tell(here, "walk", state, iteration=iteration)
-    (walk,) = (step for step in job.steps(run_of(here)) if step.name == "walk")
+def test_the_state_of_a_loop_is_its_worst_iterations(compiled, states, expected):
+    details = [{"task_id": number, "task_name": "walk", "state": state} for number, state in enumerate(states)]
+    run = v1.PipelineJob(pipeline_spec=yaml.safe_load(compiled.read_text()), job_detail={"task_details": details})
+    (walk,) = (step for step in job.steps(run) if step.name == "walk")
     assert (walk.state, walk.tasks) == (expected, len(states))
 
 
