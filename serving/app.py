@@ -1,49 +1,56 @@
 """The pages: what this service is, its documentation, and its OpenAPI document.
 
-An ordinary FastAPI application behind the front door (``serving.door``), which answers everything that a
-trading system asks and describes nothing. It is imported when somebody first opens a page.
+Constant but for the model's name. They are built when somebody first asks for one: a server that only predicts
+neither imports nor keeps what they are made of.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-from fastapi import FastAPI
-from starlette.responses import HTMLResponse, JSONResponse, Response
+import json
+from collections.abc import Callable
+from functools import cache
+from http import HTTPStatus
 
 from layer3 import contract
-from serving import documentation
-from serving.pages import PAGE_HEADERS, render
+from serving.replies import HTML, Pairs, Reply, head, json_reply
 from serving.service import Service
 from serving.settings import Settings
 
-__all__ = ["create_app"]
+__all__ = ["pages"]
+
+Page = Callable[[bytes], Reply]
 
 
-def create_app(service: Service, settings: Settings) -> FastAPI:
-    """The pages of a server with ``settings``; ``service`` knows what serves."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    document = documentation.document(settings)
-    page = render(document)
+def pages(service: Service, settings: Settings) -> dict[str, Page]:
+    """The page at each path of a server with ``settings``; ``service`` knows what serves."""
 
-    @app.get("/")
-    async def root() -> Response:
-        serving = service.current
-        body: dict[str, Any] = {
+    @cache
+    def built() -> tuple[dict[str, object], Reply, Reply]:
+        from serving import documentation
+        from serving.pages import PAGE_HEADERS, render
+
+        document = documentation.document(settings)
+        about: dict[str, object] = {
             "name": documentation.NAME,
             "description": documentation.DESCRIPTION,
             "contract": contract.VERSION,
-            "model_version": serving.model_version if serving else None,
             "endpoints": documentation.endpoints(document),
         }
-        return JSONResponse(body)
+        more: Pairs = tuple((name.lower().encode(), value.encode()) for name, value in PAGE_HEADERS.items())
+        return (
+            about,
+            Reply(head(HTTPStatus.OK), json.dumps(document).encode()),
+            Reply(head(HTTPStatus.OK, HTML), render(document).encode(), more),
+        )
 
-    @app.get("/openapi.json")
-    async def openapi() -> Response:
-        return JSONResponse(document)
+    def root(_: bytes) -> Reply:
+        serving = service.current
+        return json_reply(HTTPStatus.OK, {**built()[0], "model_version": serving.model_version if serving else None})
 
-    @app.get("/docs")
-    async def docs() -> Response:
-        return HTMLResponse(page, headers=PAGE_HEADERS)
+    def openapi(_: bytes) -> Reply:
+        return built()[1]
 
-    return app
+    def docs(_: bytes) -> Reply:
+        return built()[2]
+
+    return {"/": root, "/openapi.json": openapi, "/docs": docs}

@@ -1,4 +1,4 @@
-"""The front door: what is asked often is answered here and at once, the pages by the application behind it.
+"""The front door: every path is answered here.
 
 A plain ASGI application. Each route is a function from a body to a reply; around it the door checks method,
 caller, contract and content type, counts, logs, and turns whatever goes wrong into a problem document.
@@ -25,18 +25,20 @@ from serving.guard import Guard
 from serving.metrics import Metrics
 from serving.overload import Overloaded, Receive, Room, read_body, too_large
 from serving.problems import Problem
-from serving.replies import Head, Reply, refusal
+from serving.replies import Reply, refusal
 from serving.routes import Route, route_table
 from serving.service import Service
 from serving.settings import Settings
 from serving.state_input import check_content_type
 
-__all__ = ["Door"]
+__all__ = ["BROKEN", "Door"]
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 Headers = Mapping[bytes, bytes]
 
+#: Key of a request's state: the Problem of a body that ended before it was complete.
+BROKEN: Final = "broken"
 _CONTRACT: Final = contract.HEADER.lower().encode()
 _VERSION: Final = contract.VERSION.encode()
 #: A caller's own request id is used if it is this; it comes back in a header and goes into the log.
@@ -57,8 +59,6 @@ class Door:
         self.room = Room(settings.max_in_flight)
         self._guard, self._metrics, self._access = guard, metrics, access
         self._cors = Cors(settings.cors_origins)
-        self._settings = settings
-        self._pages: Any = None
         start = secrets.token_hex(6)
         self._ids = (f"{start}-{number:x}" for number in itertools.count(1))
 
@@ -117,39 +117,14 @@ class Door:
         with self.room.enter(route.weight):
             self._metrics.in_flight += 1
             try:
-                if route.is_page:
-                    return await self._page(scope)
                 body = b""
                 if route.max_body:
                     body = await read_body(receive, headers.get(b"content-length"), route.max_body, self.room)
+                    if (broken := scope.get("state", {}).get(BROKEN)) is not None:
+                        raise broken
                 return route.answer(body)
             finally:
                 self._metrics.in_flight -= 1
-
-    async def _page(self, scope: Message) -> Reply:
-        """What the pages' application answers, which is imported when somebody first asks for a page."""
-        if self._pages is None:
-            # Beside the event loop: the import takes a third of a second, in which predictions go on.
-            self._pages = await asyncio.to_thread(self._load_pages)
-        sent: list[Message] = []
-
-        async def receive() -> Message:
-            return {"type": "http.request", "body": b"", "more_body": False}
-
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        await self._pages({**scope, "method": "GET"}, receive, send)
-        pairs = dict(sent[0]["headers"])
-        pairs.pop(b"content-length", None)
-        kind = pairs.pop(b"content-type", b"application/octet-stream").decode("latin-1")
-        body = b"".join(message.get("body", b"") for message in sent[1:])
-        return Reply(Head(HTTPStatus(sent[0]["status"]), kind), body, tuple(pairs.items()))
-
-    def _load_pages(self) -> Any:
-        from serving.app import create_app
-
-        return create_app(self.service, self._settings)
 
     def _route(self, method: str, path: str) -> Route:
         route = self.routes.get(path)

@@ -18,7 +18,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from serving.door import Door
+from serving.door import BROKEN, Door
 from serving.overload import Overloaded
 from serving.problems import Problem
 from serving.replies import Reply, lines
@@ -115,6 +115,15 @@ class Connection(HttpToolsProtocol):
                 self._reject(_headers_too_large())
         elif self.pending is not None:
             self._hand_over()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The caller has said all it will say, and listens: True keeps our half open until it is answered."""
+        if self.busy:
+            self._answer_and_close(Problem(HTTPStatus.BAD_REQUEST, "the caller ended before its body was complete"))
+        else:
+            # After the answers that were written in this turn of the loop, which closing now would drop.
+            self.loop.call_soon(self.transport.close)
+        return True
 
     def expire(self, now: float) -> None:
         """Lose patience; called once a second with the loop's time."""
@@ -220,7 +229,7 @@ class Connection(HttpToolsProtocol):
         """Answer what cannot be read any further, and read no more."""
         self.finished = True
         if self.busy:  # a second answer in the middle of the first would be taken for a part of it
-            self.transport.abort()
+            self._answer_and_close(problem)
             return
         method = "-" if self.reading or not self.url else self.parser.get_method().decode("ascii")
         path, route = self.direct.get(self.url, (self.url.decode("latin-1") or "-", None))
@@ -230,6 +239,14 @@ class Connection(HttpToolsProtocol):
         # Not closed yet: a reset for what is still being sent would take the answer with it.
         self.since = self.loop.time()
         self.transport.write_eof()
+
+    def _answer_and_close(self, problem: Problem) -> None:
+        """Let the answer under way be the last; it is ``problem`` where the rest of its request's body never comes."""
+        self.cycle.keep_alive = False
+        if self.cycle.more_body:
+            self.scope["state"][BROKEN] = problem
+            self.cycle.more_body = False
+            self.cycle.message_event.set()
 
     def _stop(self, problem: Problem | None) -> NoReturn:
         self.fault = problem

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
+from serving.app import pages
 from serving.metrics import Metrics
 from serving.predictions import Predictions
 from serving.replies import METRICS, Reply, head, json_reply
@@ -22,21 +23,17 @@ _POST: Final = ("POST",)
 _BATCH_WEIGHT: Final = 64
 
 
-def _behind(_: bytes) -> Reply:
-    raise NotImplementedError("pages are answered by serving.app")
-
-
 @dataclass(frozen=True, slots=True)
 class Route:
     """A path: its ``name`` in the metrics, its ``methods``, and ``answer`` from a body to a reply.
 
     ``max_body`` in bytes, 0 where none is read; ``weight`` is the room it takes (``serving.overload``);
-    ``guarded`` where only known callers are answered; ``is_page`` where ``serving.app`` answers instead.
+    ``guarded`` where only known callers are answered; ``is_page`` where the answer is large, and its reader waited for.
     """
 
     name: str
     methods: tuple[str, ...]
-    answer: Callable[[bytes], Reply] = _behind
+    answer: Callable[[bytes], Reply]
     guarded: bool = False
     max_body: int = 0
     weight: int = 1
@@ -62,7 +59,7 @@ def route_table(settings: Settings, service: Service, metrics: Metrics) -> dict[
     def many(name: str, answer: Callable[[bytes], Reply]) -> Route:
         return Route(name, _POST, answer, guarded=True, max_body=MAX_BATCH_BODY, weight=_BATCH_WEIGHT)
 
-    table = {path: Route(path, _GET, is_page=True) for path in ("/", "/docs", "/openapi.json")}
+    table = {path: Route(path, _GET, answer, is_page=True) for path, answer in pages(service, settings).items()}
     table["/health"] = Route("/health", _GET, health)
     table["/healthz"] = Route("/healthz", _GET, alive)
     table["/status"] = Route("/status", _GET, status, guarded=True)

@@ -46,6 +46,8 @@ _MANY: Final = f'{{"states": [{_STATE}, ...]}}'
 _INSTANCES: Final = f'{{"instances": [{_STATE} or {_ONE}, ...]}}'
 _RANGE: Final = f"a number in [{STATE_LOW:g}, {STATE_HIGH:g}]"
 _SHOWN: Final = 40
+#: Digits of an integer that is still read as one: Python stops at 4300, and any of that length is out of range.
+_DIGITS: Final = 4000
 #: Wrong numbers of one request that are listed; the others are counted.
 _LISTED: Final = 100
 
@@ -142,7 +144,7 @@ def parse_instances(body: bytes) -> list[list[float]]:
     return _numbers(rows, "instances[{}]")
 
 
-def _object(body: bytes, expected: str, key: str, *, optional: str = "") -> dict[str, Any]:
+def _object(body: bytes, expected: str, key: str, *, optional: str | None = None) -> dict[str, Any]:
     document = _decode(body, expected)
     if not isinstance(document, dict):
         raise _unfit(f"expected {expected}, got {_show(document)}")
@@ -202,7 +204,7 @@ def _decode(body: bytes, expected: str) -> Any:
         raise Problem(HTTPStatus.BAD_REQUEST, f"expected {expected}, got an empty body")
     try:
         # By hand: json.loads(bytes) would also take UTF-16 and UTF-32.
-        return json.loads(body.decode("utf-8"), object_pairs_hook=_unique)
+        return json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_int=_integer)
     except UnicodeDecodeError as error:
         got = f"byte {error.start} is 0x{body[error.start]:02x}"
         raise Problem(HTTPStatus.BAD_REQUEST, f"expected JSON in UTF-8, but {got}") from None
@@ -210,6 +212,10 @@ def _decode(body: bytes, expected: str) -> Any:
         raise Problem(HTTPStatus.BAD_REQUEST, f"expected {expected}, got JSON that is nested too deeply") from None
     except ValueError as error:
         raise Problem(HTTPStatus.BAD_REQUEST, f"expected {expected}, got no JSON: {error}") from None
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _DIGITS else float(digits)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -147,3 +147,12 @@ def test_the_number_of_states_is_exact(parse: Callable[[bytes], Any], key: str) 
     for count in (0, MAX_STATES + 1):
         status, detail, _ = agree(parse, json.dumps({key: [row] * count}).encode())
         assert (status, detail) == (422, f"{key}: expected 1 to 4096 states, got {count}")
+
+
+@pytest.mark.parametrize(("parse", "key"), [(parse_batch, "states"), (parse_instances, "instances")])
+def test_a_key_without_a_name_is_one_too_many(parse: Callable[[bytes], Any], key: str) -> None:
+    row = [0.0] * DIM
+    for parse_it, value in ((parse_state, {"state": row}), (parse, {key: [row]})):
+        status, detail, _ = agree(parse_it, json.dumps({**value, "": 1}).encode())
+        assert status == 422
+        assert "no other key" in detail
