@@ -195,7 +195,7 @@ def _place(chosen: argparse.Namespace) -> tuple[str, Platform]:
         return cloud.store, Local(port=chosen.port if chosen.command == "promote" else None)
     target = Target.of(cloud)
     if chosen.command == "promote":
-        target = replace(target, window_seconds=chosen.window, allow_unauthenticated=chosen.allow_unauthenticated)
+        target = replace(target, allow_unauthenticated=chosen.allow_unauthenticated)
     if chosen.command == "promote" or (chosen.command == "rollback" and Path(cloud.images_file).exists()):
         target = replace(target, image=cloud.images().serving)
     return cloud.store, connect(target, cloud.store, log=_say)
@@ -279,13 +279,6 @@ def _parser() -> argparse.ArgumentParser:
         "--allow-unauthenticated",
         action="store_true",
         help="on Cloud Run: switch IAM's check of callers off, the server then checks their ID tokens itself",
-    )
-    promote.add_argument(
-        "--window",
-        type=float,
-        default=Target.window_seconds,
-        metavar="SECONDS",
-        help="on Cloud Run: how long each step of the canary is watched (default: %(default)g)",
     )
     promote.add_argument("--json", action="store_true", help="print the release and its steps as JSON")
     promote.set_defaults(run=_promote)

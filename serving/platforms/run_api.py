@@ -9,8 +9,9 @@ anything but Cloud Run itself; the generation counts what people ask for.)
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import requests  # type: ignore[import-untyped]
@@ -23,7 +24,7 @@ from layer3.errors import RefusedError, SourceError
 from serving.platforms.target import Target
 from serving.platforms.template import in_effect
 
-__all__ = ["OPERATION_SECONDS", "RunApi"]
+__all__ = ["LONGEST_PAUSE", "OPERATION_SECONDS", "RunApi", "retry_after"]
 
 T = TypeVar("T")
 
@@ -32,7 +33,7 @@ OPERATION_SECONDS: Final = 600.0
 _CALL_SECONDS: Final = 30.0
 #: Seconds before a call that got no answer is tried again, if the answer does not say how many.
 _PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
-_LONGEST_PAUSE: Final = 30.0
+LONGEST_PAUSE: Final = 30.0
 _POLL_SECONDS: Final = (0.2, 5.0)
 _SILENCE: Final = (
     exceptions.TooManyRequests,
@@ -178,7 +179,8 @@ class RunApi:
         """Wait before the next attempt as long as the answer asked for; False when it is time to give up."""
         if not isinstance(silence.__cause__, (*_SILENCE, exceptions.Conflict)) or (pause := next(pauses, None)) is None:
             return False
-        self._sleep(min(_retry_after(silence.__cause__) or pause, _LONGEST_PAUSE))
+        asked = retry_after(getattr(getattr(silence.__cause__, "response", None), "headers", {}))
+        self._sleep(min(pause if asked is None else asked, LONGEST_PAUSE))
         return True
 
     def _write(
@@ -276,7 +278,7 @@ def _said(error: BaseException) -> str:
     return " ".join(str(getattr(error, "message", "") or error).split()) or type(error).__name__
 
 
-def _retry_after(error: BaseException) -> float | None:
-    """Seconds that the answer asked to wait (RFC 9110, section 10.2.3)."""
-    said = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
-    return float(said) if said.isascii() and said.replace(".", "", 1).isdecimal() else None
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that an answer asked to wait (RFC 9110, section 10.2.3); None where it says none, or a date."""
+    said = headers.get("Retry-After", "")
+    return float(said) if re.fullmatch(r"\d{1,6}(\.\d+)?", said) else None

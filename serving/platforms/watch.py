@@ -22,6 +22,7 @@ from layer3.agent.policy import Policy
 from layer3.errors import ReleaseError, SourceError
 from serving import proof
 from serving.canary import Comparison, Tally, percentile
+from serving.platforms.run_api import LONGEST_PAUSE, retry_after
 from serving.platforms.tagged import Tagged
 from serving.platforms.target import Target
 
@@ -172,6 +173,7 @@ class Monitoring:
         }
         last = ""
         for attempt in range(_ATTEMPTS):
+            pause = 2.0**attempt
             try:
                 answer = self._session.get(self._address, params=asked, timeout=_CALL_SECONDS)
             except (OSError, GoogleAuthError) as error:
@@ -182,7 +184,9 @@ class Monitoring:
                 last = f"HTTP {answer.status_code}: {answer.text[:200]}"
                 if answer.status_code not in _MAY_PASS:
                     break
-            self._sleep(2.0**attempt)
+                asked_for = retry_after(answer.headers)
+                pause = pause if asked_for is None else min(asked_for, LONGEST_PAUSE)
+            self._sleep(pause)
         raise SourceError(
             f"Cloud Monitoring does not tell how {revision} fares ({last}): grant this account "
             f"roles/monitoring.viewer on project {self._target.project}, then run the same command again"

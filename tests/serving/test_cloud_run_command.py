@@ -39,6 +39,7 @@ def file(cloud: Desk) -> str:
         "service": "himari",
         "serving_service_account": "himari-serving",
         "images_file": str(images),
+        "canary_window_seconds": 0.1,
         "endpoints": {"run": cloud.run.url, "monitoring": cloud.run.url, "storage": cloud.gcs.url},
     }
     path.write_text(yaml.safe_dump(said))
@@ -46,7 +47,7 @@ def file(cloud: Desk) -> str:
 
 
 def promote(cloud: Desk, file: str, seed: int, *more: str) -> int:
-    arguments = ["--candidate", str(cloud.candidate(seed)), "--run-id", f"run-{seed}", "--window", "0.1", *more]
+    arguments = ["--candidate", str(cloud.candidate(seed)), "--run-id", f"run-{seed}", *more]
     return main(["promote", "--cloud", file, *arguments])
 
 

@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 
 import pytest
 
 from layer3.champion import Channel, read
 from layer3.errors import HimariError, ReleaseError
+from serving.platforms.run_api import RunApi, retry_after
+from serving.platforms.watch import Monitoring
 from tests.serving.cloud import CANARY, IMAGE, STEPS, STORE, Desk, Ground, ground
 from tests.serving.support import ROOT
 
@@ -92,12 +95,27 @@ def test_the_first_release_over_a_bad_line(cloud: Desk, kind: str) -> None:
     assert len(cloud.run.revisions) == 1
 
 
-def test_the_time_that_an_answer_asks_for_is_waited(served: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[float] = []
-    monkeypatch.setattr("tests.serving.cloud.brief", waited.append)
-    served.run.google.fail("GetService", status=429, retry_after=7)
-    served.platform().halfway(present())
-    assert waited == [7.0]
+@pytest.mark.parametrize(
+    ("said", "waited"), [(7, [7.0, 7.0]), (0, [0.0, 0.0]), (3600, [30.0, 30.0]), (None, [0.5, 1.0])]
+)
+def test_the_time_that_an_answer_asks_for_is_waited(served: Desk, said: float | None, waited: list[float]) -> None:
+    """Half a minute at most; the usual pauses where it asks for none."""
+    slept: list[float] = []
+    target = served.target()
+    credentials = target.cloud.credentials()
+    for call in ("GetService", "ListTimeSeries"):
+        served.run.google.fail(call, status=429, retry_after=said)
+    assert RunApi(target, credentials, sleep=slept.append).service() is not None
+    Monitoring(target, credentials, sleep=slept.append)("himari-none", datetime.now(UTC))
+    assert slept == waited
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [("7", 7.0), ("0", 0.0), ("1.5", 1.5), ("", None), ("soon", None), ("Wed, 21 Oct 2026 07:28:00 GMT", None)],
+)
+def test_what_an_answer_asks_to_wait(said: str, seconds: float | None) -> None:
+    assert retry_after({"Retry-After": said}) == seconds
 
 
 @pytest.mark.parametrize("call", ["GetService", "UpdateService", "ListTimeSeries"])

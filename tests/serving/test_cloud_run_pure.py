@@ -144,6 +144,7 @@ def test_a_target_goes_through_a_pipelines_parameter() -> None:
     assert "\n" not in target.to_json()
     assert (target.min_instances, target.max_instances, target.endpoints.run) == (0, 10, "http://127.0.0.1:8600")
     assert not target.allow_unauthenticated
+    assert target.window_seconds == cloud.canary_window_seconds
     assert target.name == "projects/himari-tests/locations/us-central1/services/himari"
 
 
