@@ -44,7 +44,7 @@ from serving.platforms.template import (
     share,
     short,
 )
-from serving.platforms.traffic import MANAGED, MASK, Traffic, as_asked, base_of
+from serving.platforms.traffic import MANAGED, Traffic, as_asked, base_of, mask_of
 from serving.platforms.watch import Canary, Monitoring, Watch, Watcher
 
 __all__ = ["STEPS", "CloudRun"]
@@ -206,7 +206,8 @@ class CloudRun:
         if before is None:
             service = self._api.create(service, reached)
         else:
-            service = self._api.update(service, (*MASK, "template") if is_new else MASK, reached)
+            mask = mask_of(before, service) + ["template"] * is_new
+            service = self._api.update(service, mask, reached)
         return _Trial(service, name, base, is_champion)
 
     def _canary(self, trial: _Trial, stored: StoredPolicy, percent: int, since: datetime) -> str:

@@ -109,6 +109,8 @@ class RunApi:
             request = run_v2.UpdateServiceRequest(service=service, update_mask={"paths": list(mask)})
             return self._services.update_service(request=request, **self._limits)
 
+        if not mask:  # to Cloud Run no mask means all fields
+            return service
         new_revision = "template" in mask
         return self._write("change the service", update, service.generation, reached, new_revision=new_revision)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from google.cloud import run_v2
 
@@ -26,12 +26,12 @@ from serving.platforms.template import (
     split,
 )
 
-__all__ = ["MANAGED", "MASK", "Traffic", "as_asked", "base_of"]
+__all__ = ["MANAGED", "Traffic", "as_asked", "base_of", "mask_of"]
 
 #: Labels of the service.
 MANAGED: Final = {"managed-by": "himari"}
 #: What a release changes of the service beside its template.
-MASK: Final = ("traffic", "labels", "annotations", "invoker_iam_disabled")
+_CHANGED: Final = ("traffic", "labels", "annotations", "invoker_iam_disabled")
 #: Annotation of the service: the release that last changed it, while it is under way.
 _RELEASE: Final = "himari-release"
 
@@ -86,7 +86,7 @@ class Traffic:
             service.invoker_iam_disabled or (bool(promoted) and allow)
         )
         if service != before:
-            service = self._api.update(service, MASK, as_asked(service, None))
+            service = self._api.update(service, mask_of(before, service), as_asked(service, None))
         self._remove_stale(service, channel)
         now = f"{champion.model_id} has all traffic in {short(recorded.name)}"
         return now if share(service) == was else f"{now}; before that it was {was}"
@@ -124,15 +124,27 @@ class Traffic:
             if before is None:
                 self._api.delete(now)
                 return f"{untouched()} The service that this release had created is gone again."
+            found = run_v2.Service(now)
             now.traffic, now.annotations = before.traffic, before.annotations
             now.invoker_iam_disabled = before.invoker_iam_disabled
-            self._api.update(now, MASK, as_asked(now, None))
+            self._api.update(now, mask_of(found, now), as_asked(now, None))
         except HimariError as error:
             return (
                 f"And the traffic could not be put back ({error}): run `make rollback CLOUD=FILE`, which does it and "
                 "nothing else, or release again; `make release-status CLOUD=FILE` shows the traffic"
             )
         return f"{untouched()} The traffic is back as it was: {share(before)}."
+
+
+def mask_of(before: run_v2.Service, after: run_v2.Service) -> list[str]:
+    """The fields in which the two differ: whoever may move traffic need not be allowed to say who may call."""
+    return [name for name in _CHANGED if _plain(getattr(before, name)) != _plain(getattr(after, name))]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool):
+        return value
+    return dict(value) if isinstance(value, Mapping) else list(value)
 
 
 def base_of(service: run_v2.Service, candidate: str) -> tuple[str, bool]:

@@ -106,6 +106,19 @@ def test_the_next_gets_its_share_step_by_step(watched: Desk) -> None:
     assert watched.serving() == {new: 100}
 
 
+def test_only_what_changes_is_asked_for(served: Desk) -> None:
+    """Who may call, above all: that takes a permission which a releaser need not have."""
+    served.release(2)
+    masks = [set(call.query["updateMask"][0].split(",")) for call in served.run.google.named("UpdateService")]
+    assert masks == [
+        {"traffic", "annotations", "template"},
+        {"traffic"},
+        {"traffic"},
+        {"traffic"},
+        {"traffic", "labels", "annotations"},
+    ]
+
+
 def test_what_already_serves_is_left_alone(served: Desk) -> None:
     before = served.run.only().etag
     assert served.release(1).outcome == "already serving"
