@@ -191,7 +191,7 @@ def _refuse_missing(found: Sequence[Missing]) -> None:
             f"{len(found)} thing{'s are' if len(found) > 1 else ' is'} missing, nothing was submitted. "
             "For each a command:\n"
             + "\n".join(lines)
-            + "\n`terraform -chdir=infra apply` makes all but the images, see infra/."
+            + "\n`terraform -chdir=infra apply` makes all that belongs to the project at once, see infra/."
         )
 
 
