@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -18,7 +19,17 @@ import numpy as np
 from layer3.errors import DataError
 from layer3.types import Action, CascadeIndicators, ClosedTrade, Regime, TacticalSignal
 
-__all__ = ["Checked", "Inputs", "check", "number_or_nan", "plain_json", "position_worth", "shown"]
+__all__ = [
+    "Checked",
+    "Inputs",
+    "check",
+    "number_or_nan",
+    "plain_json",
+    "plain_value",
+    "position_worth",
+    "read_back",
+    "shown",
+]
 
 _MAX: Final = sys.float_info.max
 _LARGEST: Final = 1e15  # dollars
@@ -38,6 +49,12 @@ _TRADE_KEYS: Final = {
     "closed_at_ns": ("closed_at_ns", "timestamp_ns"),
     "trade_id": ("trade_id", "id"),
 }
+
+_NOT_FINITE: Final = ("nan", "inf", "-inf")
+#: How what JSON cannot say is written, and what stands before a text that would be read back as something else.
+_TYPE, _TEXT = "of type ", "text "
+_BITS: Final = re.compile(r"a whole number of ([0-9]{1,9}) bits")
+_WORDS: Final = frozenset((*_NOT_FINITE, *Action, *Regime))
 
 
 class Inputs(NamedTuple):
@@ -221,33 +238,64 @@ def shown(value: object) -> str:
     if value is None or kind in (bool, int, float, str, Action, Regime):
         text = repr(value[:60] if kind is str else value)  # type: ignore[index]
         return text if len(text) <= 60 else f"{text[:57]}..."
-    return f"of type {kind.__name__}"
+    return f"{_TYPE}{kind.__name__}"
 
 
 def plain_json(inputs: Inputs) -> dict[str, Any]:
-    """The inputs as data that JSON can say, whatever they are; what :func:`check` would refuse keeps its sentence.
+    """The inputs as data that JSON can say, whatever they are; what :func:`check` would refuse keeps its sentence."""
+    written = {name: plain_value(value) for name, value in inputs._asdict().items()}
+    for name in ("signal", "cascade"):
+        if type(getattr(inputs, name)) is dict:  # else it would be read back as one
+            written[name] = shown({})
+    return written
 
-    NaN and infinities are the texts ``nan``, ``inf`` and ``-inf``; an object of a foreign type is its type's name
-    after ``of type``.
-    """
-    return {name: _jsonable(value, 0) for name, value in inputs._asdict().items()}
 
-
-def _jsonable(value: Any, depth: int) -> Any:
+def plain_value(value: Any, depth: int = 0) -> Any:
+    """``value`` as data that JSON can say: NaN and infinities are the texts ``nan``, ``inf`` and ``-inf``, and an
+    object of a foreign type is its type's name after ``of type``. A text that looks like one of these, or like an
+    action or a regime, has ``text`` before it. :func:`read_back` knows."""
     kind = type(value)
     if kind in (TacticalSignal, CascadeIndicators, ClosedTrade):
-        return {field.name: _jsonable(getattr(value, field.name), depth + 1) for field in dataclasses.fields(kind)}
+        return {field.name: plain_value(getattr(value, field.name), depth + 1) for field in dataclasses.fields(kind)}
     if kind in (tuple, list, dict):
         if depth >= _DEEPEST or len(value) > _LONGEST_LIST:
             return shown(value)
         if kind is dict:
-            return {key: _jsonable(entry, depth + 1) for key, entry in value.items() if type(key) is str}
-        return [_jsonable(entry, depth + 1) for entry in value]
+            return {key: plain_value(entry, depth + 1) for key, entry in value.items() if type(key) is str}
+        return [plain_value(entry, depth + 1) for entry in value]
     if kind is float or issubclass(kind, np.floating):
         number = float(value)
         return number if math.isfinite(number) else str(number)
     if kind in (Action, Regime):
         return value.value
-    if value is None or kind in (bool, str) or (kind is int and -_WIDEST < value < _WIDEST):
+    if kind is str:
+        return f"{_TEXT}{value}" if _is_misread(value) else value
+    if value is None or kind is bool or (kind is int and -_WIDEST < value < _WIDEST):
         return value
     return int(value) if issubclass(kind, np.integer) else shown(value)
+
+
+def _is_misread(text: str) -> bool:
+    return text in _WORDS or text.startswith((_TYPE, _TEXT)) or _BITS.fullmatch(text) is not None
+
+
+def read_back(value: Any) -> Any:
+    """What :func:`plain_value` wrote, or what was made of that; a foreign object is one of a type of the same name."""
+    kind = type(value)
+    if kind in (TacticalSignal, CascadeIndicators):
+        names = [field.name for field in dataclasses.fields(kind)]
+        return kind(**{name: read_back(getattr(value, name)) for name in names})
+    if kind is dict:
+        return {key: read_back(entry) for key, entry in value.items()}
+    if kind is list:
+        return [read_back(entry) for entry in value]
+    if kind is not str:
+        return value
+    if value in _NOT_FINITE:
+        return float(value)
+    if value.startswith(_TEXT):
+        return value.removeprefix(_TEXT)
+    if value.startswith(_TYPE):
+        return type(value.removeprefix(_TYPE), (), {})()
+    bits = _BITS.fullmatch(value)
+    return value if bits is None else 1 << (int(bits[1]) - 1)

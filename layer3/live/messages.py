@@ -17,6 +17,7 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any, Final
 
 from layer3.errors import DataError
@@ -35,9 +36,7 @@ ARGUMENTS: Final = (
     "price_timestamp_ns",
 )
 _REQUIRED: Final = ("signal", "current_price")
-#: How the decision log writes numbers that JSON has no word for.
-_NUMBERS: Final = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
-_NAMES: Final = ("strategy_id", "symbol", "trade_id")
+_ENUMERATED: Final[Mapping[str, type[StrEnum]]] = {"action": Action, "regime": Regime}
 
 
 class MessageError(DataError):
@@ -77,12 +76,10 @@ def arguments(found: Mapping[str, Any]) -> dict[str, Any]:
     for name in _REQUIRED:
         if name not in found:
             raise MessageError(name, "it is missing")
-    ready = {
-        name: _number(value) for name, value in found.items() if name not in ("signal", "cascade", "recent_trades")
-    }
+    ready = dict(found)
     ready["signal"] = _built(TacticalSignal, found["signal"], "signal")
     ready["cascade"] = _built(CascadeIndicators, found.get("cascade", {}), "cascade")
-    ready["recent_trades"] = _trades(found.get("recent_trades"))
+    ready["recent_trades"] = found.get("recent_trades")
     return ready
 
 
@@ -116,26 +113,10 @@ def _built(kind: type[Any], value: object, where: str) -> Any:
     return kind(**{name: _field(name, entry) for name, entry in value.items()})
 
 
-def _trades(value: object) -> object:
-    if not isinstance(value, list):
-        return value
-    return [
-        {k: _field(k, v) for k, v in trade.items()} if isinstance(trade, dict) else _number(trade) for trade in value
-    ]
-
-
 def _field(name: str, value: object) -> object:
     """``value`` as the engine expects it; one that does not fit is left for the engine to refuse."""
-    if name in _NAMES:
-        return value
-    for field, kind in (("action", Action), ("regime", Regime)):
-        if name == field:
-            return kind(value) if isinstance(value, str) and value in list(kind) else value
-    return _number(value)
-
-
-def _number(value: object) -> object:
-    return _NUMBERS.get(value, value) if isinstance(value, str) else value
+    kind = _ENUMERATED.get(name)
+    return value if kind is None or not isinstance(value, str) or value not in list(kind) else kind(value)
 
 
 def _known(found: Mapping[str, Any], names: tuple[str, ...], where: str) -> None:

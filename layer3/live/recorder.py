@@ -8,7 +8,7 @@ from typing import Any, Final
 from layer3.errors import DataError
 from layer3.live.configuration import Layer3Config
 from layer3.live.decision_log import DecisionLog
-from layer3.live.inputs import Inputs, plain_json
+from layer3.live.inputs import Inputs, plain_json, plain_value
 from layer3.live.log_file import DECISION
 from layer3.live.phase1 import Layer3Phase1
 from layer3.types import PositionSizingDecision
@@ -67,7 +67,8 @@ class Recorder:
     def record_residual(self, symbol: str, predicted: float | None, realised: float | None) -> bool:
         """:meth:`layer3.engine.Layer3Phase1.record_residual`, recorded."""
         learnt = self._engine.record_residual(symbol, predicted, realised)
-        self._append(RESIDUAL, {"symbol": symbol, "predicted": predicted, "realised": realised})
+        told = {"symbol": symbol, "predicted": predicted, "realised": realised}
+        self._append(RESIDUAL, {name: plain_value(value) for name, value in told.items()})
         return learnt
 
     def reset_daily_loss(self) -> None:

@@ -24,6 +24,7 @@ from layer3.agent.policy import Policy
 from layer3.errors import ConfigurationError, DataError, HimariError
 from layer3.live import logs, risk
 from layer3.live.configuration import Layer3Config, digest_of, load_config
+from layer3.live.inputs import read_back
 from layer3.live.log_file import DECISION, HEAD, read_all
 from layer3.live.messages import arguments
 from layer3.live.phase1 import Layer3Phase1
@@ -37,7 +38,6 @@ __all__ = ["KILLED", "Difference", "Outcome", "main", "replay"]
 _SKIPPED: Final = ("latency_ms", "decision_id")
 #: How the reason of a decision begins that the kill switch stopped; why it was on follows.
 KILLED: Final = "not sized: the kill switch is on: "
-_OF_TYPE: Final = "of type "
 _MISSING: Final = "(no such field)"
 
 
@@ -135,7 +135,7 @@ def replay(
                 if config is None:
                     replayed.reload(_harmless(_config(record)))
             elif kind == RESIDUAL:
-                replayed.record_residual(record["symbol"], record["predicted"], record["realised"])
+                replayed.record_residual(*(read_back(record[name]) for name in ("symbol", "predicted", "realised")))
             elif kind == RESET:
                 replayed.reset_daily_loss()
             elif kind == DECISION:
@@ -195,28 +195,17 @@ def _config(record: Mapping[str, Any]) -> Layer3Config:
 def _again(engine: Layer3Phase1, record: Mapping[str, Any], clock: _Clock, told: _Recorded) -> Iterator[Difference]:
     """What differs between a recorded decision and the same one made now."""
     then = record["decision"]
-    given = _foreign(record["inputs"])
+    given = dict(record["inputs"])
     clock.now_ns = given.pop("now_ns")
     told.turn_to(then)
     if then["refusal"] == risk.KILL_SWITCH:
         engine.kill_switch.engage(then["reason"].removeprefix(KILLED))
-    now = engine.calculate_position(**arguments(given)).to_json()
+    now = engine.calculate_position(**read_back(arguments(given))).to_json()
     engine.kill_switch.release()
     now["config_hash"] = then["config_hash"]  # of the configuration as it was; the engine's reaches for nothing
     for field, recorded, value in _compare("", then, {name: now[name] for name in now if name in then}):
         if field not in _SKIPPED:
             yield Difference(then["decision_id"], field, recorded, value)
-
-
-def _foreign(value: Any) -> Any:
-    """``value`` with a stand-in of the same type's name wherever the log could only say of which type something was."""
-    if isinstance(value, Mapping):
-        return {key: _foreign(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_foreign(entry) for entry in value]
-    if isinstance(value, str) and value.startswith(_OF_TYPE):
-        return type(value.removeprefix(_OF_TYPE), (), {})()
-    return value
 
 
 def _compare(where: str, recorded: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:

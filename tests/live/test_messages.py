@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layer3.live.inputs import Inputs, plain_json
+from layer3.live.inputs import Inputs, plain_json, read_back
 from layer3.live.messages import MessageError, arguments, decoded
 from layer3.types import Action, CascadeIndicators, ClosedTrade, Regime, TacticalSignal
 
@@ -77,19 +77,22 @@ def test_a_value_that_cannot_be_used_is_left_for_the_engine_to_refuse(name: str,
 
 
 numbers = st.none() | st.floats() | st.integers(-(10**20), 10**20)
+texts = st.text(max_size=5) | st.sampled_from(
+    ["nan", "-inf", "buy", "crisis", "of type dict", "text", "text nan", "text text ", "a whole number of 1329 bits"]
+)
 signals = st.builds(
     TacticalSignal,
-    strategy_id=st.text(max_size=5),
-    symbol=st.text(max_size=5),
-    action=st.sampled_from(Action),
-    confidence=st.floats(),
+    strategy_id=texts,
+    symbol=texts,
+    action=st.sampled_from(Action) | texts,
+    confidence=st.floats() | texts,
     risk_score=st.floats(),
-    regime=st.sampled_from(Regime),
+    regime=st.sampled_from(Regime) | texts,
     timestamp_ns=st.integers(0, 2**63),
     expected_return=numbers,
     predicted_volatility=numbers,
 )
-trades = st.builds(ClosedTrade, trade_return=st.floats(), pnl_usd=numbers, trade_id=st.none() | st.text(max_size=3))
+trades = st.builds(ClosedTrade, trade_return=st.floats(), pnl_usd=numbers, trade_id=st.none() | texts)
 
 
 @given(signals, st.builds(CascadeIndicators, funding_rate=numbers), numbers, st.lists(trades | st.floats(), max_size=3))
@@ -97,6 +100,6 @@ def test_what_the_log_holds_comes_back(signal: Any, cascade: Any, price: Any, cl
     inputs = Inputs(1, signal, cascade, price, 0.0, None, closed, None)
     written = json.loads(json.dumps(plain_json(inputs), allow_nan=False))
     del written["now_ns"]
-    back = arguments(written)
+    back = read_back(arguments(written))
     again = plain_json(Inputs(1, **{name: back[name] for name in Inputs._fields[1:]}))
     assert again == plain_json(inputs)

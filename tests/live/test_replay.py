@@ -198,13 +198,22 @@ def test_another_configuration_shows_what_it_would_change(desk: Desk) -> None:
 
 @pytest.mark.parametrize(
     "change", [{"action": np.str_("buy")}, {"confidence": object()}, {"current_price": b"1"}, {"cascade": None},
-               {"recent_trades": {1: 2}}, {"confidence": float("nan")}, {"current_price": float("-inf")}],
+               {"recent_trades": {1: 2}}, {"confidence": float("nan")}, {"current_price": float("-inf")},
+               {"action": "buy"}, {"confidence": "nan"}, {"symbol": float("nan")}, {"cascade": {"funding_rate": 0.1}},
+               {"cascade": "inf"}, {"current_price": 10**400}, {"current_price": "of type x"}, {"cascade": "text x"}],
 )  # fmt: skip
 def test_what_no_json_can_say_is_refused_again_in_the_same_words(desk: Desk, change: dict[str, Any]) -> None:
     desk.size(**change)
     found = records(desk)
     assert found[-1]["decision"]["refusal"] == "bad_input"
     assert replay(found).differences == []
+
+
+def test_residuals_that_are_no_numbers_are_recorded_and_counted_again(desk: Desk) -> None:
+    desk.size()
+    for predicted in (float("nan"), float("inf"), None, "nan", 10**400):
+        assert not desk.recorder.record_residual("BTC-USDT", predicted, 0.1)  # type: ignore[arg-type]
+    assert replay(records(desk)).state["memory"] == desk.engine.snapshot()["memory"]
 
 
 def test_decisions_of_many_threads_are_taken_in_the_engines_order(desk: Desk) -> None:

@@ -24,9 +24,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from layer3.live.configuration import load_config
-from layer3.live.log_file import read_all
+from layer3.live.log_file import HEAD, decode, encode, read_all
 from layer3.live.loop import Runner, SignalClock
 from layer3.live.phase1 import Layer3Phase1
+from layer3.live.recorder import Recorder, head
+from layer3.live.replay import replay
 from layer3.live.runner import main
 from layer3.live.streams import Lines, Message, Stop, TextSink
 from layer3.live.tally import Tally
@@ -594,6 +596,22 @@ class TestRedis:
         assert (tmp_path / "state.json").exists()
 
 
+class KeptLog:
+    """A decision log in memory, as strict about what JSON can say as the one on the disk."""
+
+    def __init__(self, engine: Layer3Phase1) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.append({"kind": HEAD, **head(engine)})
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        kept = decode(encode(record))
+        assert kept is not None
+        self.records.append(kept)
+
+    def roll(self) -> bool:
+        return False
+
+
 class Kept:
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -606,17 +624,31 @@ class Kept:
 
 
 def pairs() -> st.SearchStrategy[bytes]:
-    example = EXAMPLE.read_bytes().splitlines()[0]
+    example, residual = (EXAMPLE.read_bytes().splitlines()[line] for line in (0, 49))
     cut = st.integers(0, len(example)).map(lambda n: example[:n])
-    words = [b"NaN", b"-1", b'"x"', b"null", b"[]", b"{}", b"1e999", b"true", b"9" * 400]
-    values = [b"0.866", b"0.186", b'"buy"', b'"trending_up"', b"1767225600000000000", b"0.0002", b"[]"]
+    words = [
+        b"NaN",
+        b"-1",
+        b'"x"',
+        b'"nan"',
+        b'"text buy"',
+        b'"\\ud800"',
+        b"null",
+        b"[]",
+        b"{}",
+        b"1e999",
+        b"true",
+        b"9" * 400,
+    ]
+    values = [b"0.882", b"0.41", b'"buy"', b'"trending_up"', b"1767225600000000000", b"0.0002", b"[]"]
     swapped = st.tuples(st.sampled_from(values), st.sampled_from(words)).map(lambda pair: example.replace(*pair))
-    return st.one_of(st.binary(max_size=60), cut, swapped, st.text(max_size=20).map(str.encode))
+    learnt = st.sampled_from(words).map(lambda word: residual.replace(b"0.002", word))
+    return st.one_of(st.binary(max_size=60), cut, swapped, learnt, st.text(max_size=20).map(str.encode))
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(pairs(), max_size=5))
-def test_whatever_the_line_it_is_answered(lines: list[bytes]) -> None:
+def test_whatever_the_line_it_is_answered_and_can_be_made_again(lines: list[bytes]) -> None:
     clock, sink, stop = SignalClock(), Kept(), Stop()
     read, write = os.pipe()
     try:
@@ -624,8 +656,13 @@ def test_whatever_the_line_it_is_answered(lines: list[bytes]) -> None:
         os.close(write)
         with Layer3Phase1(load_config(None, {"policy": {"enabled": False}}), clock=clock) as engine:
             source = Lines(read, stop)
-            Runner(engine, source, sink, tally=Tally(), clock=clock).run(None)
+            log = KeptLog(engine)
+            recorder = Recorder(log, engine)  # type: ignore[arg-type]
+            engine.observers.append(recorder.observe)
+            Runner(engine, source, sink, tally=Tally(), clock=clock, recorder=recorder).run(None)
             source.close()
+            again = replay(log.records)
+            assert (again.differences, again.state["memory"]) == ([], engine.snapshot()["memory"])
     finally:
         stop.close()
     expected = [line for line in b"\n".join(lines).split(b"\n") if line.strip()]
@@ -633,7 +670,7 @@ def test_whatever_the_line_it_is_answered(lines: list[bytes]) -> None:
     for text in sink.lines:
         answer = json.loads(text)
         assert "\n" not in text
-        assert -50_000.0 <= answer["position_size_usd"] <= 50_000.0
+        assert "residual" in answer or -50_000.0 <= answer["position_size_usd"] <= 50_000.0
 
 
 def test_a_line_without_end_is_answered_and_the_next_one_too(tmp_path: Path) -> None:
