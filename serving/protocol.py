@@ -94,20 +94,18 @@ class Connection(HttpToolsProtocol):
             self._unset_keepalive_if_required()
         if not self.reading:  # whoever sends its headers byte by byte does not gain time by it
             self.since = self.loop.time()
-        self.chunk_bytes = len(data)
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # Nobody here speaks anything else: the request was answered as what it is, and is the last one.
-            if self.busy:
-                self.cycle.keep_alive = False
+        while True:
+            self.chunk_bytes = len(data)
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as wish:
+                data = self._declined() + data[wish.args[0] :]
+            except httptools.HttpParserError:
+                if not self.transport.is_closing():
+                    self._reject(self.fault or _not_http())
+                return
             else:
-                self.transport.close()
-            return
-        except httptools.HttpParserError:
-            if not self.transport.is_closing():
-                self._reject(self.fault or _not_http())
-            return
+                break
         if self.reading:
             end = data.rfind(b"\r\n\r\n")
             self.header_bytes = self.header_bytes + len(data) if end < 0 else len(data) - end - 4
@@ -128,11 +126,11 @@ class Connection(HttpToolsProtocol):
     def expire(self, now: float) -> None:
         """Lose patience; called once a second with the loop's time."""
         waited = now - self.since
-        if self.busy:
-            return
-        if self.finished or self.transport.get_write_buffer_size():
+        if self.transport.get_write_buffer_size() or (self.finished and not self.busy):
             if waited > (_LINGER_SECONDS if self.finished else HEADER_SECONDS):
                 self.transport.abort()
+        elif self.busy:
+            return
         elif self.reading and waited > HEADER_SECONDS:
             self._reject(Problem(HTTPStatus.REQUEST_TIMEOUT, f"the headers did not arrive within {HEADER_SECONDS:g} s"))
         elif waited > IDLE_SECONDS:
@@ -156,17 +154,22 @@ class Connection(HttpToolsProtocol):
         self.header_bytes = 0
         if self.transport.is_closing():
             self._stop(None)
-        if self.flow.write_paused or len(self.pipeline) >= _PIPELINED:  # it sends and does not read
-            self.transport.abort()
+        if self.flow.write_paused or len(self.pipeline) >= _PIPELINED:
+            # It sends and does not read: no answers but those to what came until now.
+            if not self.busy:
+                self.transport.close()
             self._stop(None)
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                self._stop(None)
+            return  # the parser stops behind these headers; data_received has it begin again without the wish
         found = self.direct.get(self.url)
         if self.crowded and found is not None and found[1].guarded:
             self._stop(Overloaded())
         method, version = _METHODS.get(self.parser.get_method()), self.parser.get_http_version()
         if version not in ("1.1", "1.0"):  # the parser knows 0.9 and 2.0 too
             self._stop(_not_http())
-        plain = version == "1.1" and not self.busy and not self.parser.should_upgrade()
-        if plain and found is not None and method is not None:
+        if found is not None and method is not None and version == "1.1" and not self.busy:
             self.pending, self.method = found, method
         else:
             self._hand_over()
@@ -179,7 +182,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         if self.pending is None:
-            super().on_message_complete()
+            if not self.parser.should_upgrade():
+                super().on_message_complete()
             return
         (path, route), parts = self.pending, self.parts
         self.pending = None
@@ -194,6 +198,17 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     # Our own
+
+    def _declined(self) -> bytes:
+        """The request's headers without its wish for another protocol, to be read by a parser that is new to it.
+
+        Nobody here speaks anything else, but whoever would like HTTP/2 (Java's client and ``curl --http2`` do) must be
+        answered as if it had not said so (RFC 9110, 7.8), and this parser reads no body behind such a wish.
+        """
+        self.parser, old = httptools.HttpRequestParser(self), self.parser
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        kept = lines(pair for pair in self.headers if pair[0] != b"upgrade")
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (old.get_method(), self.url, old.get_http_version().encode(), kept)
 
     def _hand_over(self) -> None:
         """Let uvicorn go on with the request, as if it had read it from the start."""

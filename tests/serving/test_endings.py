@@ -7,7 +7,8 @@ import socket
 
 import pytest
 
-from tests.serving.support import NEUTRAL, Client, read_answers, request, statuses
+from serving import protocol
+from tests.serving.support import NEUTRAL, Client, exchange, read_answers, request, statuses
 
 BODY = json.dumps({"state": NEUTRAL}).encode()
 GOOD = request("POST", "/predict", BODY)
@@ -68,3 +69,34 @@ def test_rubbish_behind_a_request_does_not_cost_it_its_answer(client: Client) ->
     received = in_two(client.port, first[:-5], first[-5:] + b"\x00\x01rubbish\r\n\r\n")
     assert statuses(received) == [200]
     assert b"connection: close" in received
+
+
+@pytest.mark.parametrize("wanted", ["h2c", "websocket", "HTTP/3.0, TLS/1.0"])
+def test_a_wish_for_another_protocol_is_passed_over(client: Client, wanted: str) -> None:
+    """As Java's client and ``curl --http2`` send it, with a body, and with more requests behind it."""
+    wish = request("POST", "/predict", BODY, Connection="Upgrade, HTTP2-Settings", Upgrade=wanted)
+    assert statuses(exchange(client.port, wish)) == [200]
+    assert statuses(exchange(client.port, wish * 3 + GOOD, answers=4)) == [200] * 4
+    head, _, body = wish.partition(b"\r\n\r\n")
+    assert statuses(exchange(client.port, head + b"\r\n\r\n", body)) == [200]
+    assert statuses(exchange(client.port, request("GET", "/docs") + wish, answers=2)) == [200, 200]
+
+
+def test_whoever_asks_too_far_ahead_is_answered_so_far_and_told_that_this_is_all(client: Client) -> None:
+    received = exchange(client.port, request("GET", "/openapi.json") * 60, answers=60)
+    found = statuses(received)
+    assert 1 < len(found) < 60
+    assert set(found) == {200}
+    assert received.count(b"connection: close") == 1
+
+
+def test_whoever_never_reads_a_page_is_cut_off(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in the middle of an answer that waits for its reader."""
+    monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.05)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(20)
+        connection.connect(("127.0.0.1", client.port))
+        endless = request("GET", "/openapi.json") * 100_000
+        with pytest.raises(ConnectionError):
+            connection.sendall(endless)

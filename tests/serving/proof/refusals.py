@@ -90,7 +90,7 @@ BODIES = [
     Refused("-Infinity", 422, "-Infinity", state("-Infinity")),
     Refused("1e400", 422, "state[13] (volatility)", state("1e400")),
     Refused("an integer of 4,000 digits", 422, "state[13] (volatility)", state("9" * 4_000)),
-    Refused("an integer of 10,000 digits", 400, "", state("9" * 10_000)),
+    Refused("an integer of 10,000 digits", 422, "state[13] (volatility)", state("9" * 10_000)),
     Refused("just above 1", 422, "state[13] (volatility)", state("1.0000000000000002")),
     Refused("a number as text", 422, 'got "0"', state('"0"')),
     Refused("true", 422, "got true", state("true")),
