@@ -254,6 +254,9 @@ class LiveExperiment:
                     raise
                 except DataError as error:
                     ticket.error = error
+                # What nobody foresaw must not end the thread: without records no guardrail sees the policy.
+                except Exception as error:  # noqa: BLE001
+                    ticket.error = DataError(f"it cannot be written: {error!r}")
         for ticket in batch:
             if ticket.error is not None:
                 self.counters["refused"] += 1

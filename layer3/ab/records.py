@@ -93,9 +93,7 @@ def check_decision(decision: Decision) -> None:
     """Raise DataError unless every value of a decision can be used."""
     what = f"decision {decision.id!r}"
     for name in ("id", "experiment", "unit", "symbol", "strategy", "source"):
-        value = getattr(decision, name)
-        if not isinstance(value, str) or not value:
-            raise DataError(f"{what}: {name} is {value!r}, expected a text that is not empty")
+        _text(what, name, getattr(decision, name))
     for name in ("kelly_usd", "policy_usd", "portfolio_value"):
         _finite(what, name, getattr(decision, name))
     when = decision.decided_ns
@@ -113,6 +111,7 @@ def check_decision(decision: Decision) -> None:
 def check_outcome(outcome: Outcome) -> None:
     """Raise DataError unless every value of an outcome can be used."""
     what = f"the outcome of decision {outcome.decision_id!r}"
+    _text(what, "decision_id", outcome.decision_id)
     for name in ("pnl_usd", "realised_return", "duration_s"):
         _finite(what, name, getattr(outcome, name))
     if abs(outcome.realised_return) > _LARGEST_RETURN:
@@ -122,6 +121,12 @@ def check_outcome(outcome: Outcome) -> None:
         )
     if outcome.duration_s < 0.0:
         raise DataError(f"{what}: duration_s is {outcome.duration_s}, expected seconds from 0")
+
+
+def _text(what: str, name: str, value: object) -> None:
+    # Half of a surrogate pair is a text of Python that no file can hold.
+    if not isinstance(value, str) or not value or any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise DataError(f"{what}: {name} is {value!r}, expected a text that is not empty")
 
 
 def _finite(what: str, name: str, value: object) -> None:

@@ -238,6 +238,24 @@ def test_what_is_lost_at_the_end_is_said(path: Path, caplog: pytest.LogCaptureFi
     assert "records of an experiment are lost" in caplog.text
 
 
+def test_a_record_that_nobody_foresaw_is_refused_and_the_next_is_written(
+    live: LiveExperiment, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decided = sized(engine_with(live), 1)
+    plain = {"pnl_usd": 1.0, "realised_return": 0.01, "duration_s": 0.0}
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "add_outcome", lambda *_: 1 / 0)
+        ticket = live.record_outcome(decided.decision_id, **plain)
+        assert ticket.wait(10.0)
+    assert "ZeroDivisionError" in str(ticket.error)
+    surrogate = live.record_outcome("\ud800", **plain)
+    assert surrogate.wait(10.0)
+    assert "decision_id" in str(surrogate.error)
+    assert live.counters["refused"] == 2
+    assert live.settle(10.0)
+    assert [row.decision.id for row in rows(path)] == [decided.decision_id]
+
+
 def test_another_process_that_assigned_first_is_heard(live: LiveExperiment, path: Path) -> None:
     signal = signal_of()
     mine = live.assign(signal)
