@@ -104,7 +104,7 @@ _BROKEN: Final = {
 }
 _UNKNOWN: Final = {
     "401": _problem(401, "this service answers known callers only: send an API key in X-API-Key", _CHALLENGE),
-    "403": _problem(403, "desk@example.com is not one of the accounts that may call"),
+    "403": _problem(403, "the account of this ID token may not call this service"),
     "429": _problem(
         429,
         "this caller sends requests faster than it may; try again in 1 s",
@@ -203,8 +203,10 @@ def _health() -> dict[str, Any]:
 
 def _own_paths() -> dict[str, Any]:
     root = {"name": NAME, "description": "…", "contract": contract.VERSION, "model_version": MODEL, "endpoints": {}}
-    metrics = 'himari_requests_total{route="/predict",status="200"} 1024\n'
+    metrics = 'himari_serving_requests_total{route="/predict",code="200"} 1024\n'
     return {
+        "/predict": {"post": _predict()},
+        "/predict:batch": {"post": _batch()},
         "/": {"get": _get("What this service is", _answer("Its name, model and endpoints", "Root", root))},
         "/health": {"get": _health()},
         "/healthz": {
@@ -227,8 +229,6 @@ def _own_paths() -> dict[str, Any]:
                 **{f"_{status}": answer for status, answer in _UNKNOWN.items()},
             )
         },
-        "/predict": {"post": _predict()},
-        "/predict:batch": {"post": _batch()},
         "/docs": {"get": _get("This document as a page", _text("A page", "text/html", "<!doctype html>…"))},
         "/openapi.json": {
             "get": _get("This document", _answer("OpenAPI 3.1", "OpenApi", {"openapi": "3.1.0", "paths": {}}))

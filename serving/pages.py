@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import json
+import re
 from typing import Any, Final
 
 __all__ = ["PAGE_HEADERS", "render"]
@@ -13,8 +14,8 @@ __all__ = ["PAGE_HEADERS", "render"]
 _STYLE: Final = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c2430}"
     "code,pre{font:14px/1.4 ui-monospace,monospace;background:#f3f5f8}pre{padding:.75rem;overflow:auto}"
-    "summary{cursor:pointer}h2{margin-top:2.5rem;border-bottom:1px solid #cdd4dd}"
-    "td,th{text-align:left;vertical-align:top;padding:.2rem 1rem .2rem 0}"
+    "summary{cursor:pointer}h2 code{font-size:1.25rem}h2{margin-top:2.5rem;border-bottom:1px solid #cdd4dd}"
+    "td code{white-space:nowrap}td,th{text-align:left;vertical-align:top;padding:.2rem 1rem .2rem 0}"
 )
 _STYLE_HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 PAGE_HEADERS: Final = {
@@ -40,7 +41,7 @@ def render(document: dict[str, Any]) -> str:
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{_text(info['title'])}</title>"
         f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style>"
-        f"<h1>{_text(info['title'])}</h1><p>{_text(info['description'])}</p>"
+        f"<h1>{_text(info['title'])}</h1><p>{_prose(info['description'])}</p>"
         "<p>The same for programs: <a href='openapi.json'>openapi.json</a></p>"
         f"{''.join(operations)}<h2>Bodies</h2>{''.join(schemas)}</html>"
     )
@@ -60,7 +61,7 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
     if "requestBody" in operation:
         body = operation["requestBody"]
         parts.append(f"<h3>Request</h3><p>{_text(body['description'])}</p>{_content(body)}")
-    for status, answer in operation["responses"].items():
+    for status, answer in sorted(operation["responses"].items()):
         opened = " open" if status == "200" else ""
         said = f"<summary>{status} {_text(answer['description'])}</summary>"
         parts.append(f"<details{opened}>{said}{_content(answer)}</details>")
@@ -77,6 +78,11 @@ def _content(part: dict[str, Any]) -> str:
 def _json(value: object) -> str:
     shown = value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False)
     return f"<pre>{_text(shown)}</pre>"
+
+
+def _prose(value: str) -> str:
+    """Text with its code spans, of which the OpenAPI document's Markdown has no more than these."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", _text(value))
 
 
 def _text(value: str) -> str:
