@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from prometheus_client import CollectorRegistry
+
 from layer3.errors import ConfigurationError
 from layer3.live.configuration import load_config
 from layer3.live.inputs import position_worth
+from layer3.live.metrics import Metrics
 from layer3.live.phase1 import Layer3Phase1, Observer
 from layer3.live.reload import ConfigWatcher
 from layer3.types import CascadeIndicators, ClosedTrade, PositionSizingDecision, TacticalSignal
@@ -33,7 +36,7 @@ class Layer3Phase1RL(Layer3Phase1):
     kelly_fraction : share of the full Kelly fraction, in (0, 1] (0.25)
     config_path : a YAML file, ``config/layer3.yaml`` or ``gcp_deployment.yaml``
     enable_hot_reload : follow changes of that file (true)
-    enable_metrics : for whoever exposes metrics: ``config.metrics.enabled`` (true)
+    enable_metrics : whether metrics are kept, in ``registry`` (true)
     enable_sentiment : whether sentiment tilts the size (true)
     enable_rl : whether a policy is asked at all (true)
     rl_model_path : a policy folder, or a store whose champion is taken; asked where the server does not answer
@@ -41,6 +44,11 @@ class Layer3Phase1RL(Layer3Phase1):
     rl_timeout_ms : for a whole call of the server (150)
     device : ``cpu`` or ``cuda``; one state through this small a network is faster on a CPU, where it always runs
     engine : arguments of :class:`Layer3Phase1` (clock, timer, connect, multipliers, assigner, seed, state)
+
+    Attributes
+    ----------
+    registry : its metrics for Prometheus, ``None`` without them; :class:`layer3.live.metrics.MetricsServer` exposes it
+    watcher : follows ``config_path``, ``None`` where nothing does
 
     Raises
     ------
@@ -62,7 +70,7 @@ class Layer3Phase1RL(Layer3Phase1):
         device: str = "cpu",
         **engine: Any,
     ) -> None:
-        if device.split(":")[0] not in _DEVICES:
+        if not isinstance(device, str) or device.split(":")[0] not in _DEVICES:
             raise ConfigurationError(f"device is {device!r}; it must be {' or '.join(_DEVICES)}")
         if device != "cpu":
             _log.warning("the policy runs on the CPU, which is faster for one state than %s", device)
@@ -89,6 +97,10 @@ class Layer3Phase1RL(Layer3Phase1):
         if config_path is not None and self.config.hot_reload:
             path = Path(config_path)
             self.watcher = ConfigWatcher(path, lambda: load_config(path, given), self)
+        self.registry: CollectorRegistry | None = None
+        if self.config.metrics.enabled:
+            self.registry = CollectorRegistry()
+            self.observers.append(Metrics(self.registry, self, watcher=self.watcher).observe)
 
     def calculate_position(  # type: ignore[override]  # the older names, by which its callers call
         self,

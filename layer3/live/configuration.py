@@ -299,13 +299,15 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = N
 
     Raises
     ------
-    ConfigurationError : no such file, not YAML, an unknown key (with the nearest known one), or a value that
-        cannot be used; all that pydantic finds wrong is in one message
+    ConfigurationError : no such file, an empty one, not YAML, an unknown key (with the nearest known one), or a value
+        that cannot be used; all that pydantic finds wrong is in one message
     """
     origin = "the defaults" if path is None else str(path)
     found: Mapping[str, Any] = {}
     if path is not None:
         found = settings.document(settings.read(Path(path), "the configuration"), origin)
+        if not found:  # a full disk and a half-written file look like this, and must not mean the defaults
+            raise ConfigurationError(f"{origin} holds no setting: write one, portfolio_value for example")
         if guide.is_guide(found):
             found = guide.translate(found, origin)
     merged = _over(_over(found, _environment()), overrides or {})
@@ -320,7 +322,9 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = N
 def _environment() -> dict[str, Any]:
     known = tuple(Layer3Config.model_fields)
     for name in sorted(os.environ):
-        if name.upper().startswith(_PREFIX):
+        if name.upper().startswith(_PREFIX[:-1]):
+            if not name.upper().startswith(_PREFIX):
+                raise ConfigurationError(f"environment variable {name}: a setting begins with {_PREFIX}")
             key = name[len(_PREFIX) :].split("__")[0].lower()
             if key not in known:
                 raise ConfigurationError(f"environment variable {name}: {settings.unknown(key, key, known)}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from types import TracebackType
 from typing import Any, Final, Protocol
 
@@ -62,6 +62,18 @@ class Engine(Protocol):
         """What is known of a symbol."""
 
 
+class Watcher(Protocol):
+    """What is read of :class:`layer3.live.reload.ConfigWatcher`."""
+
+    @property
+    def callbacks(self) -> Sized:
+        """Functions that wait for a change of the configuration."""
+
+    @property
+    def rejected(self) -> int:
+        """Changes that could not be used."""
+
+
 class Trial(Protocol):
     """What is read of :class:`layer3.ab.live.LiveExperiment`."""
 
@@ -81,8 +93,8 @@ class Trial(Protocol):
 class Metrics(Collector):
     """Counts decisions and answers Prometheus; thread-safe. Append :meth:`observe` to the engine's observers.
 
-    ``strategies`` is how many names of strategies become labels, from 1; ``callbacks`` says how many functions
-    wait for a change of the configuration; ``experiment`` is the one that runs beside the engine, if one does.
+    ``strategies`` is how many names of strategies become labels, from 1; ``watcher`` follows the configuration file and
+    ``experiment`` runs beside the engine, if one does.
 
     Raises
     ------
@@ -95,10 +107,10 @@ class Metrics(Collector):
         engine: Engine,
         *,
         strategies: int = 50,
-        callbacks: Callable[[], int] = lambda: 0,
+        watcher: Watcher | None = None,
         experiment: Trial | None = None,
     ) -> None:
-        self._engine, self._most, self._callbacks, self._experiment = engine, strategies, callbacks, experiment
+        self._engine, self._most, self._watcher, self._experiment = engine, strategies, watcher, experiment
         self._lock = threading.Lock()
         self._decisions: Counter[str] = Counter()
         self._sources: Counter[str] = Counter()
@@ -161,7 +173,10 @@ class Metrics(Collector):
             yield from _of_experiment(self._experiment)
         counters = self._engine.counters
         yield _counter("config_reloads", "Configurations taken up while running.", counters.get("reloads", 0))
-        yield _gauge("config_callbacks", "Functions that wait for a change of the configuration.", self._callbacks())
+        watcher = self._watcher
+        rejected, callbacks = (0, 0) if watcher is None else (watcher.rejected, len(watcher.callbacks))
+        yield _counter("config_rejections", "Configurations that could not be taken up while running.", rejected)
+        yield _gauge("config_callbacks", "Functions that wait for a change of the configuration.", callbacks)
         failed = counters.get("observer_errors", 0)
         yield _counter("observer_errors", "Observers that failed after a decision, which stands.", failed)
 

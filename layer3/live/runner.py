@@ -182,8 +182,7 @@ def _assemble(
         open_things.callback(watcher.stop)
     if config.metrics.enabled:
         registry = CollectorRegistry()
-        callbacks = [] if watcher is None else watcher.callbacks
-        metrics = Metrics(registry, engine, callbacks=lambda: len(callbacks), experiment=experiment)
+        metrics = Metrics(registry, engine, watcher=watcher, experiment=experiment)
         engine.observers.append(metrics.observe)
         server = open_things.enter_context(MetricsServer(registry, config.metrics.host, config.metrics.port))
         _log.info("metrics are served", extra={"host": config.metrics.host, "port": server.port})

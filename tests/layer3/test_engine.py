@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import threading
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from layer3.engine import Layer3Phase1, Layer3Phase1RL
 from layer3.errors import CircuitOpenError, ConfigurationError, ContractError, PolicyError, RefusedError, SourceError
 from layer3.live.configuration import Layer3Config, load_config
 from layer3.live.inputs import Inputs
+from layer3.live.metrics import MetricsServer
 from layer3.live.sources import Pace
 from layer3.sizing.chain import SizingChain, decide
 from layer3.types import Action, CascadeIndicators, ClosedTrade, PositionSizingDecision, Regime
@@ -556,6 +558,17 @@ def test_the_older_constructor() -> None:
         assert (got.refusal, got.diagnostics["rl"]["source"]) == (None, "gcp_api")
         again = asyncio.run(engine.acalculate_position(signal_of(), CALM, 100.0))
         assert again.position_size_usd == got.position_size_usd
+        assert engine.registry is None
+
+
+def test_the_older_constructor_keeps_metrics() -> None:
+    given = {**GUIDE, "enable_metrics": True}
+    with Layer3Phase1RL(**given, clock=lambda: NOON, connect=lambda *_: Scripted(1.0)) as engine:
+        engine.calculate_position(signal_of(), CALM, 100.0)
+        assert engine.registry is not None
+        with MetricsServer(engine.registry, "127.0.0.1", 0) as server:
+            text = urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10.0).read().decode()
+    assert 'himari_l3_position_decisions_total{strategy_id="momentum"} 1.0' in text
 
 
 def test_the_older_call_in_units() -> None:
@@ -576,6 +589,7 @@ def test_the_older_call_in_units() -> None:
         ({"kelly_fraction": 3.0}, ConfigurationError),
         ({"rl_timeout_ms": 0}, ConfigurationError),
         ({"device": "tpu"}, ConfigurationError),
+        ({"device": None}, ConfigurationError),
         ({"config_path": "/nowhere.yaml"}, ConfigurationError),
         ({"rl_api_endpoint": "somewhere"}, ConfigurationError),
         ({"rl_model_path": "/nowhere"}, PolicyError),

@@ -186,6 +186,7 @@ def test_the_environment_overrides_the_file_and_code_overrides_both(
     ("name", "value", "says"),
     [
         ("HIMARI_L3__RSK__MAX_LEVERAGE", "1", r"HIMARI_L3__RSK__MAX_LEVERAGE: unknown key 'rsk'; did you mean 'risk'"),
+        ("HIMARI_L3_RISK__MAX_LEVERAGE", "1", r"HIMARI_L3_RISK__MAX_LEVERAGE: a setting begins with HIMARI_L3__"),
         ("HIMARI_L3__RISK__MAX_LEVRAGE", "1", r"unknown key 'risk.max_levrage'; did you mean 'max_leverage'"),
         ("HIMARI_L3__CHAIN__KELLY__SHARE", "1", r"unknown key 'chain.kelly.share'"),
         ("HIMARI_L3__RISK__MAX_LEVERAGE", "much", r"risk.max_leverage is 'much'"),

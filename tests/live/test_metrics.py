@@ -9,6 +9,7 @@ import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -257,8 +258,8 @@ def test_reloads_and_callbacks(clock: Clock) -> None:
     engine.reload(load_config(None, {"risk": {"max_leverage": 1.5}}))
     assert values(registry)["config_reloads_total"] == 1.0
     other = CollectorRegistry()
-    Metrics(other, engine, callbacks=lambda: 4)
-    assert values(other)["config_callbacks"] == 4.0
+    Metrics(other, engine, watcher=SimpleNamespace(callbacks=[print] * 4, rejected=2))
+    assert (values(other)["config_callbacks"], values(other)["config_rejections_total"]) == (4.0, 2.0)
 
 
 def test_threads_lose_no_decision(clock: Clock) -> None:

@@ -53,7 +53,15 @@ def test_a_changed_file_takes_effect(file: Path, watched: tuple[Desk, ConfigWatc
 
 
 @pytest.mark.parametrize(
-    "text", ["portfolio_value: -1", "portfolo_value: 1", "a: [", "policy: {enabled: true, model_path: /nowhere}"]
+    "text",
+    [
+        "",
+        "# being written",
+        "portfolio_value: -1",
+        "portfolo_value: 1",
+        "a: [",
+        "policy: {enabled: true, model_path: /nowhere}",
+    ],
 )
 def test_a_bad_file_keeps_the_one_before_and_says_so(file: Path, caplog: pytest.LogCaptureFixture, text: str) -> None:
     desk = Desk({**OFF, "portfolio_value": 1_000.0})
