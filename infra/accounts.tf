@@ -37,6 +37,7 @@ locals {
     "ci serviceUsageViewer"           = { role = "roles/serviceusage.serviceUsageViewer", member = local.ci }
     "ci iam.securityReviewer"         = { role = "roles/iam.securityReviewer", member = local.ci }
     "scheduler iam.securityReviewer"  = { role = "roles/iam.securityReviewer", member = local.scheduler }
+    "ci monitoring.viewer"            = { role = "roles/monitoring.viewer", member = local.ci }
     "ci logging.logWriter"            = { role = "roles/logging.logWriter", member = local.ci }
     "ci ondemandscanning.admin"       = { role = "roles/ondemandscanning.admin", member = local.ci }
     "ci containeranalysis.occurrence" = { role = "roles/containeranalysis.occurrences.viewer", member = local.ci }

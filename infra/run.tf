@@ -34,7 +34,7 @@ resource "google_cloud_run_v2_service" "predictions" {
   }
 
   lifecycle {
-    ignore_changes = [template, traffic, labels, annotations, client, client_version, scaling]
+    ignore_changes = [template, traffic, labels, annotations, client, client_version, scaling, invoker_iam_disabled]
   }
 
   depends_on = [google_project_service.api]

@@ -46,7 +46,7 @@ variable "callers" {
 }
 
 variable "allow_unauthenticated" {
-  description = "Let anybody on the internet call the service. Then the server's own authentication must be on."
+  description = "Let anybody on the internet call the service. Behind IAM the server asks nobody who he is: first release with --allow-unauthenticated, whose revision checks ID tokens itself, then set this."
   type        = bool
   default     = false
 }
