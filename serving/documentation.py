@@ -11,6 +11,7 @@ from serving.schemas import (
     BATCH,
     HEALTHY,
     INSTANCES,
+    MEANINGS,
     MODEL,
     PREDICTED,
     PREDICTED_BATCH,
@@ -28,8 +29,10 @@ __all__ = ["DESCRIPTION", "NAME", "document", "endpoints"]
 NAME: Final = "HIMARI position sizing"
 DESCRIPTION: Final = (
     f"One state of {contract.STATE_DIM} numbers in, one position multiplier in "
-    f"[{contract.MULTIPLIER_LOW:g}, {contract.MULTIPLIER_HIGH:g}] out. State contract `{contract.VERSION}`; "
-    "the numbers, in order: " + ", ".join(f"{i} `{name}`" for i, name in enumerate(contract.FEATURES)) + "."
+    f"[{contract.MULTIPLIER_LOW:g}, {contract.MULTIPLIER_HIGH:g}] out. State contract `{contract.VERSION}`."
+)
+_STATE: Final = "A state, in order:\n\n" + "\n".join(
+    f"{i}. `{name}`: {said}" for i, (name, said) in enumerate(MEANINGS.items())
 )
 
 _SECURITY_SCHEMES: Final = {
@@ -253,7 +256,7 @@ def document(settings: Settings) -> dict[str, Any]:
             operation["security"] = security if "401" in operation["responses"] else []
     return {
         "openapi": "3.1.0",
-        "info": {"title": NAME, "version": contract.VERSION, "description": DESCRIPTION},
+        "info": {"title": NAME, "version": contract.VERSION, "description": f"{DESCRIPTION}\n\n{_STATE}"},
         "paths": paths,
         "components": {"schemas": SCHEMAS, "securitySchemes": _SECURITY_SCHEMES},
     }

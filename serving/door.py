@@ -25,6 +25,7 @@ from serving.guard import Guard
 from serving.metrics import Metrics
 from serving.overload import Overloaded, Receive, Room, read_body, too_large
 from serving.problems import Problem
+from serving.refusals import not_yet
 from serving.replies import Reply, refusal
 from serving.routes import Route, route_table
 from serving.service import Service
@@ -103,7 +104,7 @@ class Door:
             reply = preflight or await self._take(route, scope, headers, receive)
         except asyncio.CancelledError:
             # The server stops, and has waited long enough for the rest of the body.
-            reply = self._refusal(Problem(HTTPStatus.SERVICE_UNAVAILABLE, "the server is stopping"), request_id)
+            reply = self._refusal(not_yet("the server is stopping", 1), request_id)
         except Problem as problem:
             reply = self._refusal(problem, request_id)
         except Exception:
@@ -204,12 +205,9 @@ class Door:
 
 
 async def _send(send: Send, reply: Reply, request_id: str) -> None:
-    headers = [
-        *reply.head.pairs,
-        *reply.more,
-        (b"x-request-id", request_id.encode()),
-        (b"content-length", str(len(reply.body)).encode()),
-    ]
+    headers = [*reply.head.pairs, *reply.more, (b"x-request-id", request_id.encode())]
+    if reply.head.status != HTTPStatus.NO_CONTENT:
+        headers.append((b"content-length", str(len(reply.body)).encode()))
     await send({"type": "http.response.start", "status": reply.head.status, "headers": headers})
     await send({"type": "http.response.body", "body": reply.body})
 

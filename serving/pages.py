@@ -41,7 +41,7 @@ def render(document: dict[str, Any]) -> str:
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{_text(info['title'])}</title>"
         f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style>"
-        f"<h1>{_text(info['title'])}</h1><p>{_prose(info['description'])}</p>"
+        f"<h1>{_text(info['title'])}</h1>{_prose(info['description'])}"
         "<p>The same for programs: <a href='openapi.json'>openapi.json</a></p>"
         f"{''.join(operations)}<h2>Bodies</h2>{''.join(schemas)}</html>"
     )
@@ -80,9 +80,11 @@ def _json(value: object) -> str:
     return f"<pre>{_text(shown)}</pre>"
 
 
-def _prose(value: str) -> str:
-    """Text with its code spans, of which the OpenAPI document's Markdown has no more than these."""
-    return re.sub("`([^`]*)`", r"<code>\1</code>", _text(value))
+def _prose(markdown: str) -> str:
+    """Paragraphs, a list numbered from 0, and code spans: the Markdown that the document's description has."""
+    said = re.sub("`([^`]*)`", r"<code>\1</code>", _text(markdown))
+    blocks = (re.sub(r"(?m)^\d+\. (.*)$", r"<li>\1", block) for block in said.split("\n\n"))
+    return "".join(f"<ol start=0>{block}</ol>" if block.startswith("<li>") else f"<p>{block}</p>" for block in blocks)
 
 
 def _text(value: str) -> str:

@@ -11,6 +11,7 @@ __all__ = [
     "BATCH",
     "HEALTHY",
     "INSTANCES",
+    "MEANINGS",
     "MODEL",
     "PREDICTED",
     "PREDICTED_BATCH",
@@ -23,6 +24,32 @@ __all__ = [
 
 Schema = dict[str, Any]
 
+#: What each number of a state says, and in what unit; all are without one once they are scaled.
+MEANINGS: Final = dict(
+    zip(
+        contract.FEATURES,
+        (
+            "the signal's confidence, 0 to 1",
+            "1 if the signal is SELL or STRONG_SELL, else 0",
+            "1 if it is HOLD, else 0",
+            "1 if it is BUY or STRONG_BUY, else 0",
+            "1 if the risk score is at most 0.2, else 0",
+            "1 if it is above 0.2 and at most 0.4, else 0",
+            "1 if it is above 0.4 and at most 0.6, else 0",
+            "1 if it is above 0.6, else 0",
+            f"|position| in units of {contract.MAX_EXPOSURE:g} of equity, 0 to 1",
+            "-1 short, 0 flat, 1 long",
+            "gain of the open position since its average entry, in units of 50 %, clipped",
+            "return of the close over one hour, in units of 10 %, clipped",
+            "return of the close over four hours, in units of 20 %, clipped",
+            f"standard deviation of the daily return over {contract.VOLATILITY_WINDOW} h, in units of 10 %, 0 to 1",
+            f"share of winners among the last {contract.WIN_RATE_TRADES} closed trades, 0 to 1; "
+            f"{contract.NEUTRAL_WIN_RATE:g} before any",
+            "risk of a liquidation cascade, 0 to 1",
+        ),
+        strict=True,
+    )
+)
 _NUMBERS: Final = [0.85, 0, 0, 1, 0, 1, 0, 0, 0.2, 1, 0.04, 0.05, 0.1, 0.3, 0.6, 0.1]
 MODEL: Final = "20260101-0123456789ab"
 STATE: Final = {"state": _NUMBERS}
@@ -82,7 +109,7 @@ _ROW: Final[Schema] = {
     "minItems": contract.STATE_DIM,
     "maxItems": contract.STATE_DIM,
     "items": {"type": "number", "minimum": STATE_LOW, "maximum": STATE_HIGH},
-    "description": "without unit, in this order: " + ", ".join(contract.FEATURES),
+    "description": "in this order: " + "; ".join(f"{name}: {said}" for name, said in MEANINGS.items()),
 }
 _MULTIPLIER: Final[Schema] = {
     "type": "number",

@@ -171,6 +171,7 @@ def test_an_origin_that_is_named_may_call(cors: Client) -> None:
 def test_a_preflight_is_answered(cors: Client) -> None:
     answer = preflight(cors, "http://localhost:3000")
     assert (answer.status, answer.raw) == (204, b"")
+    assert "content-length" not in answer.headers  # RFC 9110, 8.6
     assert answer.headers["access-control-allow-methods"] == "POST"
     assert "X-API-Key" in answer.headers["access-control-allow-headers"]
     assert answer.headers["access-control-max-age"] == "600"

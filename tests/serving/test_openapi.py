@@ -122,6 +122,8 @@ def test_the_page_tells_the_same_and_loads_nothing(guarded: Client, document: An
     for _, path, operation in operations(document):
         assert f" {path}</code>" in page
         assert html.escape(operation["summary"]) in page
+    assert page.count("<li><code>") == contract.STATE_DIM
+    assert "<code>return_4h</code>: return of the close over four hours, in units of 20 %" in page
     assert "<script" not in page
     assert re.findall(r"(?:src|href)=.?https?:", page) == []
     policy = answer.headers["content-security-policy"]
