@@ -88,21 +88,28 @@ def _learn(
 ) -> tuple[Refusal | None, Refusal | None]:
     """Take in trades, price and position: a refusal if signal or price are not of now, a stop if the day is over."""
     limits, account, name = config.risk, memory.account, book_name(checked.signal)
-    account.begin(now_ns)
+    signal_ns, price_ns = checked.signal.timestamp_ns, checked.price_ns
+    late = risk.age_problem("signal", signal_ns, now_ns, limits.stale_signal_s, limits.max_future_s)
+    problem = (
+        None
+        if price_ns is None
+        else risk.age_problem("price", price_ns, now_ns, limits.stale_price_s, limits.max_future_s)
+    )
+    # A price that does not say of when is of now, and what now is another clock has to confirm.
+    agreed = late is None or (price_ns is not None and problem is None)
+    account.begin(now_ns, agreed)
     for trade in symbol.trades.new(checked.trades, config.market.seen_trades):
         symbol.chain.record_trade(outcome(trade))
         pnl = trade.pnl_usd
         if pnl is None:
             pnl = min(outcome(trade), 0.0) * config.chain.max_exposure * config.portfolio_value
         account.add_trade(pnl, trade.closed_at_ns)
-    price_ns = now_ns if checked.price_ns is None else checked.price_ns
-    problem = risk.age_problem("price", price_ns, now_ns, limits.stale_price_s, limits.max_future_s)
     if problem is None:
-        symbol.prices.add(price_ns, checked.price)
+        if agreed:
+            symbol.prices.add(now_ns if price_ns is None else price_ns, checked.price)
         book = memory.books[name] = memory.books[name].told(checked.position_usd, checked.price, checked.entry_price)
         account.mark(name, book.unrealised_usd(checked.price))
-        signal_ns = checked.signal.timestamp_ns
-        problem = risk.age_problem("signal", signal_ns, now_ns, limits.stale_signal_s, limits.max_future_s)
+        problem = late
     if not account.check(limits.max_daily_loss * config.portfolio_value):
         return problem, None
     why = f"the day's loss reached {limits.max_daily_loss:.2%} of the portfolio: no size until the next UTC day"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from types import TracebackType
 from typing import Any, Final, Protocol
 
@@ -164,9 +164,10 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Every metric now."""
         with self._lock:
-            found = [*self._of_decisions(), *self._of_symbols()]
-            judged = self._judged
+            found = [*self._of_decisions(), *self._of_regimes()]
+            names, judged = tuple(self._symbols), self._judged
         yield from found
+        yield from _of_symbols([known for name in names if (known := self._engine.figures(name)) is not None])
         yield from _of_one(judged, self._engine.config)
         yield from _of_breaker(self._engine.breaker, self._fallbacks)
         if self._experiment is not None:
@@ -203,12 +204,7 @@ class Metrics(Collector):
         latency.add_metric([], buckets, self._seconds)
         yield latency
 
-    def _of_symbols(self) -> Iterator[Metric]:
-        known = self._symbols.values()
-        yield _counter("bayesian_trades", "Closed trades that taught the posterior.", sum(s.trades for s in known))
-        nulls, nans = sum(s.nulls for s in known), sum(s.nans for s in known)
-        yield _counter("conformal_null_rejections", "Residuals refused because a number was missing.", nulls)
-        yield _counter("conformal_nan_rejections", "Residuals refused because a number was not finite.", nans)
+    def _of_regimes(self) -> Iterator[Metric]:
         yield _counter("regime_transitions", "Changes of the regime that holds.", self._transitions)
         yield _counter("regime_false_flips", "Calmer regimes that were not confirmed.", self._false_flips)
 
@@ -264,6 +260,13 @@ def _reductions(decision: PositionSizingDecision) -> Iterator[str]:
             yield "policy"
         if abs(decision.exposure) < decision.base_fraction * multiplier * (1.0 - 1e-12):
             yield "limits"
+
+
+def _of_symbols(known: Sequence[SymbolFigures]) -> Iterator[Metric]:
+    yield _counter("bayesian_trades", "Closed trades that taught the posterior.", sum(s.trades for s in known))
+    nulls, nans = sum(s.nulls for s in known), sum(s.nans for s in known)
+    yield _counter("conformal_null_rejections", "Residuals refused because a number was missing.", nulls)
+    yield _counter("conformal_nan_rejections", "Residuals refused because a number was not finite.", nans)
 
 
 def _of_one(

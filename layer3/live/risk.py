@@ -128,7 +128,9 @@ class DayAccount:
     position changed since the day began (for a position that was not seen before, since its entry). A trade
     that closes what was carried over from yesterday so counts for today's part only.
 
-    The lock holds until the next UTC day or :meth:`reset`, even if the positions recover.
+    The lock holds until the next UTC day or :meth:`reset`, even if the positions recover. The day turns only by a
+    time that another clock agrees with: one clock that leaps for a moment must not unlock it. What trades make
+    meanwhile counts for either day.
     """
 
     def __init__(self) -> None:
@@ -136,20 +138,28 @@ class DayAccount:
         self.realised = 0.0
         self.locked = False
         self._forgiven = 0.0
+        # The day that the clock shows, which may be a later one, and what was realised on it.
+        self._shown, self._shown_realised = -1, 0.0
         # Of each position: unrealised result now, and when the day began.
         self._marks: dict[str, tuple[float, float]] = {}
 
-    def begin(self, now_ns: int) -> None:
-        """Turn to the day of ``now_ns``; a clock that is set back does not bring back an earlier day."""
+    def begin(self, now_ns: int, agreed: bool) -> None:
+        """Turn to the day of ``now_ns`` if another clock ``agreed`` to it; one that is set back turns nothing back."""
         day = now_ns // _DAY_NS
-        if day > self.day:
-            self.day, self.realised, self._forgiven, self.locked = day, 0.0, 0.0, False
-            self._marks = {name: (now, now) for name, (now, _) in self._marks.items() if now != 0.0}
+        if day != self._shown:
+            self._shown, self._shown_realised = day, 0.0
+        if agreed and day > self.day:
+            if self.day >= 0:
+                self._marks = {name: (now, now) for name, (now, _) in self._marks.items() if now != 0.0}
+            self.day, self.realised, self._forgiven, self.locked = day, self._shown_realised, 0.0, False
 
     def add_trade(self, pnl_usd: float, closed_at_ns: int | None) -> None:
         """Count a closed trade; one that says that it was closed on an earlier day is that day's."""
-        if closed_at_ns is None or closed_at_ns // _DAY_NS >= self.day:
+        day = max(self.day, self._shown) if closed_at_ns is None else closed_at_ns // _DAY_NS
+        if day >= (self._shown if self.day < 0 else self.day):
             self.realised += pnl_usd
+        if day >= self._shown:
+            self._shown_realised += pnl_usd
 
     def mark(self, position: str, unrealised_usd: float) -> None:
         """What an open position has made since its entry, in dollars; 0.0 for none."""
@@ -170,9 +180,9 @@ class DayAccount:
         return self.locked
 
     def reset(self) -> None:
-        """Unlock, and count from here: what was lost so far is forgiven."""
+        """Unlock, and count from here, of the day that the clock shows: what was lost so far is forgiven."""
         self._forgiven += self.result
-        self.locked = False
+        self.locked, self.day = False, min(self.day, self._shown)
 
     def to_json(self) -> dict[str, Any]:
         """The account as plain data."""
@@ -181,6 +191,7 @@ class DayAccount:
             "realised": self.realised,
             "forgiven": self._forgiven,
             "locked": self.locked,
+            "shown": [self._shown, self._shown_realised],
             "marks": {name: list(mark) for name, mark in self._marks.items()},
         }
 
@@ -190,5 +201,7 @@ class DayAccount:
         account = cls()
         account.day, account.locked = int(data["day"]), bool(data["locked"])
         account.realised, account._forgiven = float(data["realised"]), float(data["forgiven"])
+        shown, realised = data.get("shown", (-1, 0.0))  # an older program's account has none
+        account._shown, account._shown_realised = int(shown), float(realised)
         account._marks = {name: (float(now), float(start)) for name, (now, start) in data["marks"].items()}
         return account

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from layer3.errors import ConfigurationError
 from layer3.live.risk import REFUSALS, DayAccount, KillSwitch, age_problem
-from tests.live.desk import DAY, NOON, OFF, Desk
+from tests.live.desk import DAY, NOON, OFF, Desk, signal_of
 
 
 def test_ages() -> None:
@@ -26,7 +26,7 @@ def test_ages() -> None:
 
 def test_the_day_of_trades_and_positions() -> None:
     account = DayAccount()
-    account.begin(NOON)
+    account.begin(NOON, agreed=True)
     account.add_trade(-100.0, NOON)
     account.add_trade(-1_000.0, NOON - DAY)  # yesterday's
     account.add_trade(-10.0, None)
@@ -37,11 +37,11 @@ def test_the_day_of_trades_and_positions() -> None:
     assert account.check(140.0)
     account.mark("a", 5_000.0)
     assert account.check(140.0)  # until the day ends
-    account.begin(NOON + DAY)
+    account.begin(NOON + DAY, agreed=True)
     assert (account.result, account.locked) == (0.0, False)
     account.mark("a", 4_900.0)
     assert account.result == -100.0
-    account.begin(NOON)  # a clock that is set back
+    account.begin(NOON, agreed=True)  # a clock that is set back
     assert account.result == -100.0
     account.reset()
     assert account.result == 0.0
@@ -54,6 +54,7 @@ events = st.one_of(
     st.tuples(st.just("mark"), st.floats(-1e3, 1e3)),
     st.tuples(st.just("day"), st.floats(0, 1)),
     st.tuples(st.just("reset"), st.floats(0, 1)),
+    st.tuples(st.just("leap"), st.floats(0, 1)),
 )
 
 
@@ -65,9 +66,9 @@ def test_the_account_survives_a_restart_anywhere(stream: list[tuple[str, float]]
     for i, (kind, value) in enumerate(stream):
         if i == cut:
             accounts[1] = DayAccount.restored(json.loads(json.dumps(accounts[1].to_json())))
-        day += kind == "day"
+        day += kind in ("day", "leap")
         for account in accounts:
-            account.begin(NOON + day * DAY)
+            account.begin(NOON + day * DAY, agreed=kind != "leap")
             if kind == "trade":
                 account.add_trade(value, None)
             elif kind == "mark":
@@ -76,6 +77,58 @@ def test_the_account_survives_a_restart_anywhere(stream: list[tuple[str, float]]
                 account.reset()
         assert accounts[0].result == accounts[1].result
         assert accounts[0].check(500.0) == accounts[1].check(500.0)
+
+
+def test_a_clock_that_leaps_for_a_moment_neither_unlocks_nor_forgets() -> None:
+    desk = Desk(OFF)
+    desk.size(recent_trades=[{"pnl_usd": -2_500.0, "closed_at_ns": NOON}])
+    for away in (DAY, 300 * DAY, -300 * DAY):
+        desk.now = NOON + away
+        assert desk.size(signal_of(timestamp_ns=NOON)).refusal in ("stale_signal", "future_signal")
+        desk.now = NOON
+        assert desk.size().refusal == "daily_loss"
+    desk.engine.reset_daily_loss()
+    lost = [{"pnl_usd": -2_500.0, "closed_at_ns": NOON, "trade_id": "2"}]
+    assert desk.size(recent_trades=lost).refusal == "daily_loss"
+    assert desk.size_at(NOON + DAY).refusal is None
+
+
+def test_what_is_lost_on_a_day_before_its_first_fresh_signal_counts() -> None:
+    desk = Desk(OFF)
+    desk.size()
+    desk.now = NOON + DAY
+    old = signal_of(timestamp_ns=NOON)
+    assert desk.size(old, recent_trades=[{"pnl_usd": -2_500.0, "closed_at_ns": NOON + DAY}]).refusal == "stale_signal"
+    assert desk.size().refusal == "daily_loss"
+    desk.now = NOON + 2 * DAY
+    assert desk.size(old, price_timestamp_ns=desk.now).refusal == "stale_signal"  # the price's clock agrees: it turns
+    assert desk.size().refusal is None
+
+
+def test_a_first_day_that_was_wrong_is_none() -> None:
+    desk = Desk(OFF)
+    old = [{"pnl_usd": -2_500.0, "closed_at_ns": NOON - DAY}]
+    desk.now = NOON + 300 * DAY
+    desk.size(signal_of(timestamp_ns=NOON), price=50.0, recent_trades=old)
+    desk.now = NOON
+    first = desk.size()
+    assert first.refusal is None
+    assert first.state is not None
+    assert first.state[11] == 0.0  # nor is the price of that moment one of a later bar
+    assert desk.size(recent_trades=[{"pnl_usd": -2_500.0}]).refusal == "daily_loss"
+    assert desk.size_at(NOON + DAY).refusal is None
+
+
+def test_a_reset_brings_the_account_to_the_day_of_the_clock() -> None:
+    desk = Desk(OFF)
+    assert desk.size_at(NOON + 300 * DAY).refusal is None  # both clocks were wrong
+    desk.now = NOON
+    desk.size(recent_trades=[{"pnl_usd": -2_500.0}])
+    desk.engine.reset_daily_loss()
+    assert (
+        desk.size(recent_trades=[{"pnl_usd": -2_500.0, "closed_at_ns": NOON, "trade_id": "2"}]).refusal == "daily_loss"
+    )
+    assert desk.size_at(NOON + DAY).refusal is None
 
 
 def test_the_kill_switch_by_signal() -> None:
