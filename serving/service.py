@@ -176,7 +176,10 @@ class Service:
             if not self._uri:
                 raise ConfigurationError("MODEL_URI is not set: name a policy folder or a channel file, local or gs://")
             content = storage.read_bytes(self._uri) if self._watches else None
-            if content == self._taken or (content == self._offered and self._clock() < self._retry_at):
+            if content == self._taken:
+                self._offered, self._attempts, self.refused = _NOTHING, 0, None
+                return self._pause()
+            if content == self._offered and self._clock() < self._retry_at:
                 return self._pause()
             self._take(content)
         except ConfigurationError as error:

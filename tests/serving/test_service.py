@@ -238,11 +238,17 @@ def test_going_back_to_what_serves_ends_a_refusal(store: Path, candidate: Path, 
 def test_a_channel_that_is_none_is_refused_and_the_old_model_stays(store: Path, clock: Clock, content: bytes) -> None:
     service = service_of(str(store), clock)
     service.look()
-    storage.write_bytes(channel_of(str(store)), content)
-    service.look()
-    assert service.health()[0] == HTTPStatus.OK
-    assert service.refused is not None
-    assert "channels/production.json is not a channel file" in service.refused.reason
+    before = storage.read_bytes(channel_of(str(store)))
+    for refusals in (1, 2):
+        storage.write_bytes(channel_of(str(store)), content)
+        service.look()
+        assert service.health()[0] == HTTPStatus.OK
+        assert service.refusals == refusals
+        assert service.refused is not None
+        assert "channels/production.json is not a channel file" in service.refused.reason
+        storage.write_bytes(channel_of(str(store)), before)  # to the byte
+        service.look()
+        assert service.refused is None
 
 
 def test_a_channel_that_is_gone_for_a_while_changes_nothing(
