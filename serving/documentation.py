@@ -243,7 +243,7 @@ def document(settings: Settings) -> dict[str, Any]:
     """The OpenAPI document of a server with ``settings``: its ways to be known, and Vertex AI's paths if it has any."""
     paths = _own_paths()
     if settings.health_route:
-        paths.setdefault(settings.health_route, {"get": _health()})
+        paths[settings.health_route] = {"get": _health()}
     if settings.predict_route == "/predict":
         paths["/predict"]["post"] = _either(paths["/predict"]["post"], _vertex())
     elif settings.predict_route:

@@ -67,7 +67,7 @@ def route_table(settings: Settings, service: Service, metrics: Metrics) -> dict[
     table["/predict"] = Route("/predict", _POST, predictions.one, guarded=True, max_body=MAX_BODY)
     table["/predict:batch"] = many("/predict:batch", predictions.batch)
     if settings.health_route:
-        table.setdefault(settings.health_route, Route("/health", _GET, health))
+        table[settings.health_route] = Route("/health", _GET, health)
     if settings.predict_route:
         own = settings.predict_route == "/predict"
         table[settings.predict_route] = many("vertex", predictions.either if own else predictions.vertex)

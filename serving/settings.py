@@ -15,6 +15,8 @@ __all__ = ["EXIT_WITH_STDIN", "Settings", "settings"]
 #: Name of the setting that ties the server's life to its standard input.
 EXIT_WITH_STDIN: Final = "HIMARI_EXIT_WITH_STDIN"
 _MAX_IN_FLIGHT: Final = 1000
+#: What is asked for by programs, and stays where it is.
+_PATHS: Final = frozenset({"/health", "/healthz", "/metrics", "/predict", "/predict:batch", "/status"})
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,15 @@ class Settings:
 def settings(environment: Mapping[str, str]) -> Settings:
     """Read the settings, or raise a ConfigurationError that names the wrong one."""
     on_vertex, on_cloud_run = "AIP_HTTP_PORT" in environment, bool(environment.get("K_SERVICE"))
+    health_route, predict_route = _routes(environment)
     port = _integer(environment, "AIP_HTTP_PORT" if on_vertex else "PORT", 8080, 1, 65535)
     return Settings(
         host=environment.get("HOST") or ("0.0.0.0" if on_vertex or on_cloud_run else "127.0.0.1"),
         port=port,
         # Vertex names the folder that a model was uploaded with.
         model_uri=environment.get("MODEL_URI") or environment.get("AIP_STORAGE_URI", ""),
-        health_route=_route(environment, "AIP_HEALTH_ROUTE"),
-        predict_route=_route(environment, "AIP_PREDICT_ROUTE"),
+        health_route=health_route,
+        predict_route=predict_route,
         cors_origins=_origins(environment.get("CORS_ORIGINS", "")),
         max_in_flight=_integer(environment, "MAX_IN_FLIGHT", _MAX_IN_FLIGHT, 1, 100_000),
         watch_seconds=_seconds(environment, "WATCH_SECONDS", 2.0),
@@ -85,6 +88,20 @@ def _flag(environment: Mapping[str, str], name: str) -> bool:
     if value not in ("0", "1", ""):
         raise ConfigurationError(f"{name} is {value!r}, expected 0 or 1")
     return value == "1"
+
+
+def _routes(environment: Mapping[str, str]) -> tuple[str, str]:
+    """Vertex AI's paths for health and predictions; each may take the place of a page or of our path for the same."""
+    health, predict = _route(environment, "AIP_HEALTH_ROUTE"), _route(environment, "AIP_PREDICT_ROUTE")
+    for name, path, same in (
+        ("AIP_HEALTH_ROUTE", health, {"/health", "/healthz"}),
+        ("AIP_PREDICT_ROUTE", predict, {"/predict"}),
+    ):
+        if path in _PATHS - same:
+            raise ConfigurationError(f"{name} is {path!r}, expected a path where this server answers nothing else")
+    if health and health == predict:
+        raise ConfigurationError(f"AIP_HEALTH_ROUTE and AIP_PREDICT_ROUTE are both {health!r}")
+    return health, predict
 
 
 def _route(environment: Mapping[str, str], name: str) -> str:

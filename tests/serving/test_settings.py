@@ -76,6 +76,10 @@ def test_settings(environment: dict[str, str], changes: dict[str, object]) -> No
         ("AIP_PREDICT_ROUTE", "/a b"),
         ("AIP_PREDICT_ROUTE", "/a?b=1"),
         ("AIP_PREDICT_ROUTE", "/ä"),
+        ("AIP_PREDICT_ROUTE", "/health"),
+        ("AIP_PREDICT_ROUTE", "/predict:batch"),
+        ("AIP_HEALTH_ROUTE", "/predict"),
+        ("AIP_HEALTH_ROUTE", "/status"),
         ("MAX_IN_FLIGHT", "0"),
         ("MAX_IN_FLIGHT", "many"),
         ("WATCH_SECONDS", "0"),
@@ -90,6 +94,11 @@ def test_a_wrong_setting_is_named(name: str, value: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         settings({**OPEN, name: value})
     assert str(caught.value).startswith(f"{name} is {value!r}, expected")
+
+
+def test_one_path_cannot_be_two_things() -> None:
+    with pytest.raises(ConfigurationError, match="AIP_HEALTH_ROUTE and AIP_PREDICT_ROUTE are both '/v1'"):
+        settings({**OPEN, "AIP_HEALTH_ROUTE": "/v1", "AIP_PREDICT_ROUTE": "/v1"})
 
 
 @pytest.mark.parametrize(

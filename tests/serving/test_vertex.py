@@ -94,3 +94,13 @@ def test_the_process_listens_where_vertex_says(policy_folder: Path) -> None:
         client = Client(int(port))
         client.wait_for_health("ready", process=server.process)
         assert client.predict(NEUTRAL).status == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/docs"])
+def test_vertex_ais_health_is_health_wherever_it_lies(path: str) -> None:
+    """Not the page, or the word that the process lives, which would call a server without a model healthy."""
+    with serve(AIP_HEALTH_ROUTE=path) as client:
+        client.wait_for_health("unavailable")
+        answer = client.ask("GET", path)
+        assert (answer.status, answer.body["status"]) == (503, "unavailable")
+        assert "503" in client.ask("GET", "/openapi.json").body["paths"][path]["get"]["responses"]
