@@ -12,6 +12,7 @@ import numpy as np
 
 from layer3 import contract
 from serving.problems import Problem
+from serving.refusals import not_yet
 from serving.replies import Reply, head
 from serving.service import Service, Serving
 from serving.state_input import parse_batch, parse_instances, parse_state
@@ -23,6 +24,8 @@ _HIGH: Final = contract.MULTIPLIER_HIGH
 _OK: Final = head(HTTPStatus.OK)
 _encode: Final = msgspec.json.Encoder().encode
 _clock: Final = time.perf_counter
+#: Seconds after which a model without an answer may have been replaced.
+_UNTIL_ANOTHER: Final = 60.0
 logger = logging.getLogger("serving")
 
 
@@ -97,8 +100,8 @@ def _unusable(serving: Serving, state: list[float], multiplier: Any, confidence:
     logger.error(
         "model %s answered %r, %r to the state %r", serving.model_version, float(multiplier), float(confidence), state
     )
-    return Problem(
-        HTTPStatus.SERVICE_UNAVAILABLE,
+    return not_yet(
         f"model {serving.model_version} has no usable answer to this state (multiplier {float(multiplier)}): "
         "release another",
+        _UNTIL_ANOTHER,
     )

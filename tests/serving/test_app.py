@@ -341,7 +341,9 @@ def test_a_number_that_is_none_is_never_served(policy_folder: Path, caplog: pyte
         client.wait_for_health("ready")
         serving = door.service.require()
         door.service.current = replace(serving, policy=Nonsense(serving.policy.tensors, serving.policy.manifest))
-        assert "no usable answer" in problem(client.predict(NEUTRAL), 503)["detail"]
+        answer = client.predict(NEUTRAL)
+        assert "no usable answer" in problem(answer, 503)["detail"]
+        assert answer.headers["retry-after"] == "60"
         batch = client.ask("POST", "/predict:batch", json.dumps({"states": [NEUTRAL]}), JSON)
         assert "no usable answer" in problem(batch, 503)["detail"]
     assert "nan" in caplog.text
