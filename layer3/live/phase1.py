@@ -33,6 +33,7 @@ from layer3.live.configuration import Layer3Config, at_start
 from layer3.live.draft import Assessed, Draft, Refusal, begin, book_name
 from layer3.live.figures import SymbolFigures, symbol_figures
 from layer3.live.inputs import Inputs, number_or_nan
+from layer3.live.logs import correlation
 from layer3.live.memory import Memory
 from layer3.live.outcome import Limits, refused
 from layer3.live.risk import KillSwitch
@@ -169,12 +170,13 @@ class Layer3Phase1:
             -1, signal, cascade, current_price, current_position_usd, entry_price, recent_trades, price_timestamp_ns
         )
         answer = begun.answer
-        if answer is None:
-            try:
-                answer = begun.active.sources.ask(begun.state, begun.name)
-            except Exception as error:  # noqa: BLE001  # _end tells of it
-                answer = error
-        return self._end(begun, answer)
+        with correlation(begun.name):
+            if answer is None:
+                try:
+                    answer = begun.active.sources.ask(begun.state, begun.name)
+                except Exception as error:  # noqa: BLE001  # _end tells of it
+                    answer = error
+            return self._end(begun, answer)
 
     async def acalculate_position(
         self,
@@ -192,12 +194,13 @@ class Layer3Phase1:
             -1, signal, cascade, current_price, current_position_usd, entry_price, recent_trades, price_timestamp_ns
         )
         answer = begun.answer
-        if answer is None:
-            try:
-                answer = await begun.active.sources.aask(begun.state, begun.name)
-            except Exception as error:  # noqa: BLE001  # _end tells of it
-                answer = error
-        return self._end(begun, answer)
+        with correlation(begun.name):
+            if answer is None:
+                try:
+                    answer = await begun.active.sources.aask(begun.state, begun.name)
+                except Exception as error:  # noqa: BLE001  # _end tells of it
+                    answer = error
+            return self._end(begun, answer)
 
     def record_residual(self, symbol: str, predicted: float | None, realised: float | None) -> bool:
         """Teach the conformal scale of ``symbol`` one forecast of a one-day price return and what came of it.

@@ -19,6 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layer3.live.logs import JsonFormatter, configure, correlation
+from layer3.types import PositionSizingDecision
+from tests.live.desk import CALM, CLOUD, Desk, Scripted, signal_of
 
 
 @pytest.fixture
@@ -161,3 +163,24 @@ def test_configured_twice_it_says_things_once() -> None:
     assert other in logger.handlers
     assert first.getvalue() == ""
     assert [line["message"] for line in lines(second)] == ["heard"]
+
+
+def test_what_is_logged_within_a_decision_carries_its_id(log: tuple[logging.Logger, io.StringIO]) -> None:
+    logger, stream = log
+
+    def answer() -> float:
+        logger.info("asked")
+        return 1.5
+
+    desk = Desk(CLOUD, Scripted(answer))
+    desk.engine.observers.append(lambda *_: logger.info("told"))
+
+    async def two() -> list[PositionSizingDecision]:
+        return await asyncio.gather(*(desk.engine.acalculate_position(signal_of(), CALM, 100.0) for _ in range(2)))
+
+    made = {decision.decision_id for decision in [desk.size(), *asyncio.run(two())]}
+    logger.info("afterwards")
+    *within, last = lines(stream)
+    assert "decision_id" not in last
+    for message in ("asked", "told"):
+        assert {line["decision_id"] for line in within if line["message"] == message} == made
