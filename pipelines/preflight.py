@@ -19,34 +19,29 @@ from google.auth.transport.requests import AuthorizedSession
 from google.cloud import resourcemanager_v3
 
 from layer3.errors import ConfigurationError, RefusedError
+from pipelines import grants
 from serving.cloud import Cloud, Images
 from serving.vertex import SECONDS, Waiter, asked
 
 __all__ = ["APIS", "Missing", "images_of", "missing"]
 
-#: What a run uses: its steps, its images, its files, its logs, its release, and these very checks.
+#: What a run uses: its steps, its images, its files, its logs, its release, its canary, and these very checks.
 APIS: Final = (
     "aiplatform.googleapis.com",
     "artifactregistry.googleapis.com",
     "cloudresourcemanager.googleapis.com",
     "iam.googleapis.com",
     "logging.googleapis.com",
+    "monitoring.googleapis.com",
     "run.googleapis.com",
     "storage.googleapis.com",
 )
-#: What the account of the pipeline needs in the project and on the bucket, each with the roles that hold it too.
-_PROJECT_ROLES: Final = {
-    "roles/aiplatform.user": {"roles/aiplatform.admin", "roles/editor", "roles/owner"},
-    "roles/logging.logWriter": {"roles/logging.admin", "roles/editor", "roles/owner"},
-}
-_BUCKET_ROLES: Final = {"roles/storage.objectUser": {"roles/storage.objectAdmin", "roles/storage.admin"}}
-_ACT_AS: Final = "roles/iam.serviceAccountUser"
 _IMAGE: Final = re.compile(
     r"(?P<location>[a-z0-9-]+)-docker\.pkg\.dev/(?P<project>[a-z][a-z0-9-]+)/(?P<repository>[a-z0-9-]+)/"
     r"(?P<image>[\w./-]+)@(?P<digest>sha256:[0-9a-f]{64})"
 )
-#: In a command: whoever runs it.
-_ME: Final = 'user:"$(gcloud config get account)"'
+#: What a service holds until its first release.
+_HELLO: Final = "us-docker.pkg.dev/cloudrun/container/hello"
 _LOGIN: Final = "gcloud auth application-default login"
 
 
@@ -62,8 +57,7 @@ def images_of(spec: Mapping[str, Any]) -> list[str]:
     """The image of every step, or of the machines of a step that is a custom job."""
     found = []
     for name, executor in spec["deploymentSpec"]["executors"].items():
-        inputs = spec["components"][name.replace("exec-", "comp-", 1)].get("inputDefinitions", {})
-        pools = inputs.get("parameters", {}).get("worker_pool_specs", {}).get("defaultValue")
+        pools = _parameters(spec, name).get("worker_pool_specs", {}).get("defaultValue")
         found += [pool["container_spec"]["image_uri"] for pool in pools or ()] or [executor["container"]["image"]]
     return found
 
@@ -91,7 +85,7 @@ def missing(
         project.apis,
         lambda: project.bucket(number),
         lambda: project.pushed(images),
-        project.accounts,
+        lambda: project.accounts(as_itself=_has_custom_job(spec)),
     ]
     for check in checks:
         try:
@@ -100,6 +94,15 @@ def missing(
             found.append(_may_not_look(cloud, error))
     # One cause may show in several places.
     return list(dict.fromkeys(found))
+
+
+def _has_custom_job(spec: Mapping[str, Any]) -> bool:
+    return any("worker_pool_specs" in _parameters(spec, name) for name in spec["deploymentSpec"]["executors"])
+
+
+def _parameters(spec: Mapping[str, Any], executor: str) -> Mapping[str, Any]:
+    inputs = spec["components"][executor.replace("exec-", "comp-", 1)].get("inputDefinitions", {})
+    return dict(inputs.get("parameters", {}))
 
 
 def _no_project(cloud: Cloud, error: RefusedError) -> Missing:
@@ -121,7 +124,7 @@ def _may_not_look(cloud: Cloud, error: RefusedError) -> Missing:
         return Missing(f"the API {service} is not enabled", _enable(cloud, [service]))
     return Missing(
         f"this account may not look whether all is there ({cause})",
-        f"gcloud projects add-iam-policy-binding {cloud.project} --member={_ME} --role=roles/iam.securityReviewer",
+        grants.in_project(cloud.project, grants.ME, "roles/iam.securityReviewer"),
     )
 
 
@@ -207,11 +210,11 @@ class _Project:
             )
             return
         policy = self._ask("see who may use the bucket", "GET", f"{at}/iam")
-        for role in _lacking(policy, _member(cloud.pipeline_service_account), _BUCKET_ROLES):
+        for role in grants.lacking(policy, grants.member(cloud.pipeline_service_account), grants.BUCKET):
             yield Missing(
                 f"{cloud.pipeline_service_account} has not {role} on gs://{bucket}",
                 f"gcloud storage buckets add-iam-policy-binding gs://{bucket} "
-                f"--member={_member(cloud.pipeline_service_account)} --role={role}",
+                f"--member={grants.member(cloud.pipeline_service_account)} --role={role}",
             )
 
     def pushed(self, images: Images | None) -> Iterator[Missing]:
@@ -228,7 +231,8 @@ class _Project:
             except exceptions.NotFound:
                 yield Missing(f"there is no image {image}", _build(self._cloud))
 
-    def accounts(self) -> Iterator[Missing]:
+    def accounts(self, *, as_itself: bool) -> Iterator[Missing]:
+        """``as_itself``: whether the pipeline starts machines of its own account, as a custom job is."""
         cloud = self._cloud
         pipeline, serving = cloud.pipeline_service_account, cloud.serving_service_account
         there = {}
@@ -244,16 +248,20 @@ class _Project:
             service="Resource Manager",
         )
         bindings = {"bindings": [{"role": b.role, "members": list(b.members)} for b in granted.bindings]}
-        for role in _lacking(bindings, _member(pipeline), _PROJECT_ROLES):
+        wanted = grants.PROJECT | (grants.RELEASE if cloud.service else {})
+        for role in grants.lacking(bindings, grants.member(pipeline), wanted):
             yield Missing(
                 f"{pipeline} has not {role}",
-                f"gcloud projects add-iam-policy-binding {cloud.project} --member={_member(pipeline)} --role={role} "
-                "--condition=None",
+                grants.in_project(cloud.project, grants.member(pipeline), role),
             )
         if there[pipeline]:
             yield from self._may_start_as(pipeline)
+            if as_itself:
+                yield from self._may_act_as(pipeline, pipeline, "start machines as itself")
         if there[serving]:
-            yield from self._may_release_as(pipeline, serving)
+            yield from self._may_act_as(pipeline, serving, f"release services that run as {serving}")
+        if cloud.service:
+            yield from self._may_release(pipeline, bindings)
 
     def _account(self, email: str) -> Iterator[Missing]:
         try:
@@ -272,13 +280,32 @@ class _Project:
         wanted = {"permissions": ["iam.serviceAccounts.actAs"]}
         said = self._ask("see whom it may act as", "POST", f"{self._iam}/{email}:testIamPermissions", json=wanted)
         if said.get("permissions") != wanted["permissions"]:
-            yield Missing(f"this account may not start runs as {email}", _let_act(_ME, email))
+            yield Missing(f"this account may not start runs as {email}", grants.let_act(grants.ME, email))
 
-    def _may_release_as(self, pipeline: str, serving: str) -> Iterator[Missing]:
-        policy = self._ask("see who may act as the service", "POST", f"{self._iam}/{serving}:getIamPolicy")
-        if _lacking(policy, _member(pipeline), {_ACT_AS: set()}):
+    def _may_act_as(self, pipeline: str, email: str, what: str) -> Iterator[Missing]:
+        policy = self._ask("see who may act as an account", "POST", f"{self._iam}/{email}:getIamPolicy")
+        if grants.lacking(policy, grants.member(pipeline), {grants.ACT_AS: set()}):
+            yield Missing(f"{pipeline} may not {what}", grants.let_act(grants.member(pipeline), email))
+
+    def _may_release(self, pipeline: str, project: Mapping[str, Any]) -> Iterator[Missing]:
+        """``project`` is the project's policy: what it grants holds on every service, on one that is not there too."""
+        cloud, member = self._cloud, grants.member(pipeline)
+        lacking = {role: grants.SERVICE[role] for role in grants.lacking(project, member, grants.SERVICE)}
+        at = f"{cloud.endpoints.run or 'https://run.googleapis.com'}/v2/{cloud.parent}/services/{cloud.service}"
+        where = f"--region={cloud.region} --project={cloud.project}"
+        try:
+            policy = self._ask("see who may release to the service", "GET", f"{at}:getIamPolicy") if lacking else {}
+        except exceptions.NotFound:
             yield Missing(
-                f"{pipeline} may not release services that run as {serving}", _let_act(_member(pipeline), serving)
+                f"there is no Cloud Run service {cloud.service} in {cloud.region}, and {pipeline} may not make one",
+                f"gcloud run deploy {cloud.service} --image={_HELLO} --no-allow-unauthenticated "
+                f"--service-account={cloud.serving_service_account} {where}",
+            )
+            return
+        for role in grants.lacking(policy, member, lacking):
+            yield Missing(
+                f"{pipeline} has not {role} on the Cloud Run service {cloud.service}",
+                f"gcloud run services add-iam-policy-binding {cloud.service} --member={member} --role={role} {where}",
             )
 
     @property
@@ -295,17 +322,3 @@ class _Project:
             return dict(response.json())
 
         return asked(what, call, sleep=self._sleep, service=urlsplit(url).netloc)
-
-
-def _let_act(member: str, email: str) -> str:
-    return f"gcloud iam service-accounts add-iam-policy-binding {email} --member={member} --role={_ACT_AS}"
-
-
-def _member(email: str) -> str:
-    return f"serviceAccount:{email}"
-
-
-def _lacking(policy: Mapping[str, Any], member: str, roles: Mapping[str, set[str]]) -> list[str]:
-    """The ``roles`` that ``member`` has neither themselves nor through one that holds them."""
-    has = {binding["role"] for binding in policy.get("bindings", []) if member in binding.get("members", [])}
-    return [role for role, others in roles.items() if role not in has and not others & has]

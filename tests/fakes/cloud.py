@@ -25,6 +25,7 @@ _REPOSITORY = "us-central1-docker.pkg.dev/himari-test/himari"
 COMPONENTS = f"{_REPOSITORY}/components@sha256:{'c' * 64}"
 SERVING = f"{_REPOSITORY}/serving@sha256:{'5' * 64}"
 _PIPELINE = "himari-dev-pipeline@himari-test.iam.gserviceaccount.com"
+_RELEASING = ("roles/run.admin", "roles/monitoring.viewer")
 _SERVING = "himari-dev-serving@himari-test.iam.gserviceaccount.com"
 
 
@@ -71,6 +72,9 @@ def world(folder: Path, compiled: Path | None = None, *, service: str = "") -> I
         gcs = stack.enter_context(FakeGcs("bucket"))
         project = stack.enter_context(FakeProject(place, pipeline=_PIPELINE, serving=_SERVING, images=images.values()))
         run = _cloud_run(stack, gcs) if service else None
+        if run:
+            # There is no service yet: the first release makes it.
+            project.roles |= {role: {f"serviceAccount:{_PIPELINE}"} for role in _RELEASING}
         vertex = stack.enter_context(
             FakeVertex(folder / "vertex", storage=gcs.url, images=[*images.values()], accounts=[_PIPELINE])
         )

@@ -17,6 +17,7 @@ from typing import Any, Final
 from google.cloud import run_v2
 from google.cloud.run_v2.services.revisions.transports.rest_base import _BaseRevisionsRestTransport
 from google.cloud.run_v2.services.services.transports.rest_base import _BaseServicesRestTransport
+from google.iam.v1 import iam_policy_pb2, policy_pb2
 from google.longrunning import operations_pb2
 from google.protobuf import timestamp_pb2
 
@@ -79,6 +80,8 @@ class FakeCloudRun:
         self.images = set(images)
         self.services: dict[str, run_v2.Service] = {}
         self.revisions: dict[str, run_v2.Revision] = {}
+        self.policies: dict[str, dict[str, set[str]]] = {}
+        """Per service who has which role."""
         self._fleet = fleet
         self._environment = environment
         self._changes = 0
@@ -87,6 +90,7 @@ class FakeCloudRun:
             ("GetService", run_v2.GetServiceRequest, lambda request: self._service(request.name)),
             ("UpdateService", run_v2.UpdateServiceRequest, self._update),
             ("DeleteService", run_v2.DeleteServiceRequest, self._delete),
+            ("GetIamPolicy", iam_policy_pb2.GetIamPolicyRequest, self._policy),
         ):
             google.serve(_BaseServicesRestTransport, name, request, handler)
         for name, request, handler in (
@@ -129,6 +133,12 @@ class FakeCloudRun:
         return {each.revision: each.percent for each in self.only().traffic_statuses if each.percent}
 
     # The API; these run under google.lock.
+
+    def _policy(self, request: Any) -> policy_pb2.Policy:
+        roles = self.policies.get(self._service(request.resource).name, {})
+        return policy_pb2.Policy(
+            version=1, bindings=[policy_pb2.Binding(role=role, members=sorted(who)) for role, who in roles.items()]
+        )
 
     def _create(self, request: Any) -> operations_pb2.Operation:
         if not re.fullmatch(r"projects/[^/]+/locations/[a-z0-9-]+", request.parent):

@@ -5,11 +5,16 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
+from google.cloud import run_v2
 
+from compile import compile_pipelines
 from layer3.errors import SourceError
 from pipelines.preflight import APIS, images_of, missing
 from serving.cloud import Cloud
 from tests.fakes.cloud import COMPONENTS, SERVING, World, world
+from tests.fakes.cloud_run import FakeCloudRun
+from tests.fakes.front import Fleet
+from tests.fakes.google import FakeGoogle
 
 PIPELINE = "himari-dev-pipeline@himari-test.iam.gserviceaccount.com"
 SERVICE = "himari-dev-serving@himari-test.iam.gserviceaccount.com"
@@ -78,7 +83,7 @@ def test_every_step_runs_on_the_image_of_the_last_build(here):
             "gcloud projects create himari-test",
         ),
         (
-            lambda here: here.project.enabled.difference_update({APIS[0], APIS[5]}),
+            lambda here: here.project.enabled.difference_update({APIS[0], APIS[6]}),
             "not enabled in himari-test: aiplatform.googleapis.com, run.googleapis.com",
             "gcloud services enable aiplatform.googleapis.com run.googleapis.com --project=himari-test",
         ),
@@ -186,7 +191,8 @@ def test_who_may_not_look_is_told_how_to_be_allowed(here, call):
     assert "may not look" in found[0]
     assert "Permission denied." in found[0]
     assert found[1] == (
-        f"gcloud projects add-iam-policy-binding himari-test --member={ME} --role=roles/iam.securityReviewer"
+        f"gcloud projects add-iam-policy-binding himari-test --member={ME} --role=roles/iam.securityReviewer "
+        "--condition=None"
     )
 
 
@@ -259,3 +265,76 @@ def test_a_bucket_that_is_busy_is_asked_again(here, status):
     here.gcs.fail(status)
     assert missing(here.cloud, here.cloud.images(), spec_of(here), sleep=waits.append) == []
     assert waits == [1.0]
+
+
+RELEASER = {f"serviceAccount:{PIPELINE}"}
+SERVICE_NAME = "projects/himari-test/locations/us-central1/services/himari-dev"
+ON_SERVICE = "--region=us-central1 --project=himari-test"
+
+
+@pytest.fixture
+def releasing(here: World) -> Iterator[World]:
+    """A project with a Cloud Run service, as Terraform makes it: its roles are on the service."""
+    with FakeGoogle() as google:
+        run = FakeCloudRun(google, Fleet(), (), {})
+        run.services[SERVICE_NAME] = run_v2.Service(name=SERVICE_NAME)
+        run.policies[SERVICE_NAME] = dict.fromkeys(("roles/run.developer", "roles/run.invoker"), RELEASER)
+        here.project.roles["roles/monitoring.viewer"] = RELEASER
+        yield dataclasses.replace(here, run=run)
+        run.front.close()
+
+
+def released_by(here: World) -> list[tuple[str, str]]:
+    assert here.run is not None
+    return asked_of(here, service="himari-dev", endpoints=dataclasses.replace(here.cloud.endpoints, run=here.run.url))
+
+
+def test_who_may_release_is_missing_nothing(releasing):
+    assert released_by(releasing) == []
+
+
+@pytest.mark.parametrize("role", ["roles/run.developer", "roles/run.invoker"])
+def test_a_role_on_the_service_that_is_missing_has_its_command(releasing, role):
+    del releasing.run.policies[SERVICE_NAME][role]
+    command = f"gcloud run services add-iam-policy-binding himari-dev --member=serviceAccount:{PIPELINE} --role={role}"
+    assert released_by(releasing) == [
+        (f"{PIPELINE} has not {role} on the Cloud Run service himari-dev", f"{command} {ON_SERVICE}")
+    ]
+    releasing.project.roles["roles/run.admin"] = RELEASER
+    assert released_by(releasing) == [], "what holds in the project holds on the service"
+
+
+def test_the_canary_needs_to_read_the_metrics(releasing):
+    del releasing.project.roles["roles/monitoring.viewer"]
+    ((what, fix),) = released_by(releasing)
+    assert what == f"{PIPELINE} has not roles/monitoring.viewer"
+    assert "--role=roles/monitoring.viewer" in fix
+
+
+def test_a_service_that_nobody_may_make_is_made_first(releasing):
+    releasing.run.services.clear()
+    ((what, fix),) = released_by(releasing)
+    assert what == f"there is no Cloud Run service himari-dev in us-central1, and {PIPELINE} may not make one"
+    assert fix.startswith("gcloud run deploy himari-dev --image=")
+    assert "--no-allow-unauthenticated" in fix
+    assert fix.endswith(f"--service-account={SERVICE} {ON_SERVICE}")
+    releasing.project.roles["roles/run.admin"] = RELEASER
+    assert released_by(releasing) == [], "the first release makes it"
+
+
+def test_a_custom_job_is_started_as_the_account_of_the_pipeline(here, tmp_path):
+    compile_pipelines(tmp_path, COMPONENTS, custom_job=True)
+    spec = yaml.safe_load((tmp_path / "training-custom-job.yaml").read_text())
+
+    def found() -> list[tuple[str, str]]:
+        return [(one.what, one.fix) for one in missing(here.cloud, here.cloud.images(), spec)]
+
+    assert found() == [
+        (
+            f"{PIPELINE} may not start machines as itself",
+            f"gcloud iam service-accounts add-iam-policy-binding {PIPELINE} --member=serviceAccount:{PIPELINE} "
+            "--role=roles/iam.serviceAccountUser",
+        )
+    ]
+    here.project.account_roles = here.project.account_roles | {PIPELINE: {"roles/iam.serviceAccountUser": RELEASER}}
+    assert found() == []
