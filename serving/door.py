@@ -121,8 +121,8 @@ class Door:
                 body = b""
                 if route.max_body:
                     body = await read_body(receive, headers.get(b"content-length"), route.max_body, self.room)
-                    if (broken := scope.get("state", {}).get(BROKEN)) is not None:
-                        raise broken
+                    if BROKEN in scope["state"]:
+                        raise scope["state"].pop(BROKEN)
                 return route.answer(body)
             finally:
                 self._metrics.in_flight -= 1

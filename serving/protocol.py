@@ -87,6 +87,11 @@ class Connection(HttpToolsProtocol):
         if len(self.connections) > self.limit:
             self._find_room()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        # Which uvicorn leaves running where the caller broke off: for as long it would hold all that came from it.
+        self._unset_keepalive_if_required()
+
     def data_received(self, data: bytes) -> None:
         if self.finished:
             return

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -157,6 +159,26 @@ def test_a_crowd_of_silent_connections_keeps_nobody_out(policy_folder: Path) -> 
         while not answers(client):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_who_breaks_off_leaves_nothing_behind(policy_folder: Path) -> None:
+    """Refused in the middle of a body, and then gone with a reset: what it sent is held by nobody, nor by a timer."""
+    wrong_type = BATCH[:-10].replace(b"application/json", b"text/plain")
+    with ready(policy_folder) as client:
+        before = connections_alive()
+        for _ in range(20):
+            with connected(client, wrong_type) as connection:
+                assert statuses(read_answers(connection, 1)) == [415]
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        deadline = time.monotonic() + 20
+        while connections_alive() > before:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def connections_alive() -> int:
+    gc.collect()
+    return sum(isinstance(thing, protocol.Connection) for thing in gc.get_objects())
 
 
 def answers(client: Client) -> bool:
