@@ -9,6 +9,7 @@ request is thereby saved, and pays for what ours does.
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final, NoReturn
@@ -36,6 +37,8 @@ IDLE_SECONDS: Final = 620.0
 _LINGER_SECONDS: Final = 2.0
 #: Seconds without a request after which a connection may be closed to make room for another.
 _QUIET_SECONDS: Final = 1.0
+#: Seconds between two looks for such connections where there were none.
+_LOOK_SECONDS: Final = 0.1
 #: Requests that may wait on one connection behind one that is under way.
 _PIPELINED: Final = 16
 
@@ -52,6 +55,8 @@ class Connection(HttpToolsProtocol):
 
     door: Door
     limit: int
+    #: Of all connections together: when it is worth while again to look for idle ones, in the loop's time.
+    look_again = 0.0
     direct: Mapping[bytes, tuple[str, Route]]
 
     def __init__(
@@ -276,13 +281,22 @@ class Connection(HttpToolsProtocol):
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _find_room(self) -> None:
-        """Close the connection that was idle for longest; where none is, what comes on this one is refused."""
-        others = (c for c in self.connections if isinstance(c, Connection) and c is not self)
-        idle = [c for c in others if not (c.busy or c.reading or c.crowded or c.transport.is_closing())]
-        quiet = [c for c in idle if self.loop.time() - c.since > _QUIET_SECONDS]
-        if quiet:
-            min(quiet, key=lambda c: c.since).transport.close()
-        elif len(self.connections) > 2 * self.limit:
+        """Close connections that were idle for longest; where none is, what comes on this one is refused.
+
+        A twentieth of the limit at once, and no look right after one that found none: looking takes a millisecond,
+        which every new connection would cost when many come.
+        """
+        now, shared = self.loop.time(), type(self)
+        if now >= shared.look_again:
+            others = (c for c in self.connections if isinstance(c, Connection) and c is not self)
+            idle = (c for c in others if not (c.busy or c.reading or c.crowded or c.transport.is_closing()))
+            quiet = [c for c in idle if now - c.since > _QUIET_SECONDS]
+            for connection in heapq.nsmallest(max(1, self.limit // 20), quiet, key=lambda c: c.since):
+                connection.transport.close()
+            if quiet:
+                return
+            shared.look_again = now + _LOOK_SECONDS
+        if len(self.connections) > 2 * self.limit:
             self.transport.abort()
         else:
             self.crowded = True
