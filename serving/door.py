@@ -32,7 +32,7 @@ from serving.service import Service
 from serving.settings import Settings
 from serving.state_input import check_content_type
 
-__all__ = ["BROKEN", "Door"]
+__all__ = ["BROKEN", "Door", "bug"]
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
@@ -79,7 +79,7 @@ class Door:
             reply = self._refusal(problem, request_id)
         except Exception:
             logger.exception(_BUG, request_id)
-            reply = self._refusal(_bug(), request_id)
+            reply = self._refusal(bug(), request_id)
         return self._finish(reply, route.name, method, path, headers, began, request_id, caller), request_id
 
     def refuse(self, problem: Problem, name: str, method: str, path: str, headers: Headers) -> tuple[Reply, str]:
@@ -109,7 +109,7 @@ class Door:
             reply = self._refusal(problem, request_id)
         except Exception:
             logger.exception(_BUG, request_id)
-            reply = self._refusal(_bug(), request_id)
+            reply = self._refusal(bug(), request_id)
         reply = self._finish(reply, name, method, path, headers, began, request_id, caller)
         await _send(send, reply, request_id)
 
@@ -212,5 +212,6 @@ async def _send(send: Send, reply: Reply, request_id: str) -> None:
     await send({"type": "http.response.body", "body": reply.body})
 
 
-def _bug() -> Problem:
+def bug() -> Problem:
+    """What a caller learns of a bug of ours."""
     return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "a bug on our side; it was logged")

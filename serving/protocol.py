@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final, NoReturn
@@ -19,7 +20,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from serving.door import BROKEN, Door
+from serving.door import BROKEN, Door, bug
 from serving.overload import Overloaded
 from serving.problems import Problem
 from serving.replies import Reply, lines
@@ -41,9 +42,8 @@ _QUIET_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 0.1
 #: Requests that may wait on one connection behind one that is under way.
 _PIPELINED: Final = 16
-
-
 _METHODS: Final = {b"GET": "GET", b"POST": "POST"}
+logger = logging.getLogger("serving")
 
 
 class _Stop(Exception):  # noqa: N818 - ends the parser's work on what is no longer wanted
@@ -110,9 +110,9 @@ class Connection(HttpToolsProtocol):
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as wish:
                 data = self._declined() + data[wish.args[0] :]
-            except httptools.HttpParserError:
+            except httptools.HttpParserError as error:
                 if not self.transport.is_closing():
-                    self._reject(self.fault or _not_http())
+                    self._reject(self.fault or _fault(error))
                 return
             else:
                 break
@@ -306,6 +306,15 @@ def protocol_of(door: Door, limit: int) -> type[Connection]:
     """The class of connections that ``door`` answers; when more than ``limit`` are open, new ones are refused."""
     direct = {path.encode(): (path, route) for path, route in door.routes.items() if not route.is_page}
     return type("DoorConnection", (Connection,), {"door": door, "limit": limit, "direct": direct})
+
+
+def _fault(error: httptools.HttpParserError) -> Problem:
+    """What made the parser stop: bytes that are no HTTP, an address that is none, or a bug in what it called."""
+    raised = error.__context__
+    if raised is None or isinstance(raised, _Stop | httptools.HttpParserError | UnicodeDecodeError):
+        return _not_http()
+    logger.error("a connection met a bug", exc_info=raised)
+    return bug()
 
 
 def _not_http() -> Problem:

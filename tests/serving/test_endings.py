@@ -8,6 +8,7 @@ import socket
 import pytest
 
 from serving import protocol
+from serving.door import Door
 from tests.serving.support import NEUTRAL, Client, exchange, read_answers, request, statuses
 
 BODY = json.dumps({"state": NEUTRAL}).encode()
@@ -104,3 +105,18 @@ def test_whoever_never_reads_a_page_is_cut_off(client: Client, monkeypatch: pyte
 def ask_for_ever(connection: socket.socket, asked: bytes) -> None:
     while True:
         connection.sendall(asked)
+
+
+def test_a_bug_is_not_taken_for_the_callers(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Door, "answer", broken)
+    received = exchange(client.port, GOOD, answers=2)
+    assert statuses(received) == [500]
+    assert b"a bug on our side; it was logged" in received
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError
