@@ -9,9 +9,11 @@ was lost is therefore found again, by the same command or by the next one, and n
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import json
 import math
+import os
 import re
 import secrets
 import sys
@@ -98,11 +100,10 @@ def submit(
     SourceError : it did not answer; the same again finds the run, if it began
     """
     kept = pending / f"{request.digest}.json"
-    run_id = _pending(kept, now()) or _fresh(request, now())
-    storage.write_bytes(str(kept), json.dumps({"run_id": run_id, "at": now().isoformat()}).encode())
+    run_id = _named(kept, request, now())
     pipelines = pipeline_client(cloud)
     made, already = asked("submit the run", lambda: _created(pipelines, cloud, request, run_id), sleep=sleep)
-    kept.unlink()
+    kept.unlink(missing_ok=True)  # whoever asked for the same at the same time may have been first
     if dict(made.labels) != request.labels:
         raise RefusedError(f"Vertex has another run of the name {run_id}: submit again, under a new name")
     return run_id, already
@@ -122,6 +123,19 @@ def _created(pipelines: Any, cloud: Cloud, request: Request, run_id: str) -> tup
         except exceptions.NotFound:
             raise conflict from None
     return made, False
+
+
+def _named(kept: Path, request: Request, now: datetime) -> str:
+    """The name that ``kept`` holds, or a new one, which it holds then; one for all who ask for the same at once."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(kept.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        run_id = _pending(kept, now) or _fresh(request, now)
+        storage.write_bytes(str(kept), json.dumps({"run_id": run_id, "at": now.isoformat()}).encode())
+        return run_id
+    finally:
+        os.close(folder)  # and gives the lock back
 
 
 def _pending(kept: Path, now: datetime) -> str | None:

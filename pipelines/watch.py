@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import sys
 import time
@@ -38,6 +39,9 @@ HOURS: Final = 12.0
 _FIRST_LOOK: Final = 1.0
 _LONGEST_LOOK: Final = 15.0
 _COLOURS: Final = {"FAILED": "red", "RUNNING": "cyan", "SUCCEEDED": "green", "CACHED": "green", "CANCELLED": "red"}
+
+#: Of a pipeline job.
+_RUN_ID: Final = re.compile(r"[a-z][a-z0-9-]{0,127}")
 
 Show = Callable[[v1.PipelineJob], None]
 
@@ -243,8 +247,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         cloud = load_cloud(Path(chosen.cloud))
         cloud.use_storage()
-        if not chosen.run:
-            raise ConfigurationError("which run? RUN=<run id>, as `make run-pipeline` printed it")
+        if not _RUN_ID.fullmatch(chosen.run):
+            raise ConfigurationError(
+                f"which run? RUN is {chosen.run!r}; it must be a run's id, as `make run-pipeline` printed it"
+            )
         if chosen.cancel:
             return cancel(cloud, chosen.run, chosen.cloud)
         return follow(cloud, chosen.run, chosen.cloud, hours=chosen.hours)

@@ -2,7 +2,9 @@
 
 import json
 import re
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -246,6 +248,30 @@ def test_a_run_that_never_began_begins_under_the_name_it_got(here):
     here_id = jobs_of(here)[0].name.rsplit("/", 1)[1]
     assert here.vertex.named("CreatePipelineJob")[0].query["pipelineJobId"] == [here_id]
     assert not kept.exists()
+
+
+def test_two_terminals_that_ask_for_the_same_at_once_get_one_run(here):
+    """As both begin before either is confirmed, and the other is confirmed first."""
+    request = Request({"pipelineInfo": {"name": "himari-training"}}, {}, {})
+    kept = here.spec.parent / "submitting" / f"{request.digest}.json"
+    begin = threading.Barrier(8)
+
+    def terminal(number: int) -> str:
+        begin.wait()
+        return submit._named(kept, request, NOW)
+
+    with ThreadPoolExecutor(8) as terminals:
+        assert len(set(terminals.map(terminal, range(8)))) == 1
+    kept.unlink()
+
+    def confirmed_elsewhere(seconds: float) -> None:
+        (mine,) = kept.parent.iterdir()
+        mine.unlink()
+
+    here.vertex.fail("CreatePipelineJob", "lose")
+    options = ["--cloud", str(here.file), "--spec", str(here.spec), *SMALL]
+    assert main(options, sleep=confirmed_elsewhere) == 0
+    assert len(jobs_of(here)) == 1
 
 
 @pytest.mark.parametrize(("status", "after"), [(429, 3.0), (503, 17.0), (503, None), (500, None)])

@@ -292,9 +292,11 @@ def test_a_run_that_is_not_there_is_said(here, capsys, more):
     assert "there is no run himari-training-x in projects/himari-test/locations/us-central1" in capsys.readouterr().err
 
 
-def test_a_run_must_be_named(here, capsys):
-    assert watch.main(["--run", "", "--cloud", str(here.file)]) == 2
-    assert "which run? RUN=" in capsys.readouterr().err
+@pytest.mark.parametrize("said", ["", "a/b c", "../x", "Run-1", "projects/p/locations/l/pipelineJobs/x", "lauf-é"])
+@pytest.mark.parametrize("more", [[], ["--cancel"]])
+def test_a_run_must_be_named(here, capsys, said, more):
+    assert watch.main(["--run", said, "--cloud", str(here.file), *more]) == 2
+    assert f"which run? RUN is {said!r}; it must be a run's id" in capsys.readouterr().err
 
 
 def test_a_terminal_sees_a_table_that_changes_in_place(here, monkeypatch, capsys):
