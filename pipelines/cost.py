@@ -21,10 +21,15 @@ from layer3 import settings, storage
 from layer3.errors import ConfigurationError, HimariError
 from pipelines.manifest import parse_manifest
 
-__all__ = ["Estimate", "Line", "Price", "Prices", "load_prices", "month_estimate", "run_estimate"]
+__all__ = ["Estimate", "Line", "Price", "Prices", "Work", "load_prices", "month_estimate", "run_estimate"]
 
 #: Steps whose task has a GPU in the compiled pipeline (``tests/pipelines/test_cost.py`` compares).
 GPU_STEPS: Final = frozenset({"train", "walk"})
+#: What `make run-pipeline` asks of the training where nothing is said (tests/pipelines/test_cost.py compares).
+DEFAULTS: Final = {"train_steps": 500_000, "members": 1, "folds": 18, "fold_seeds": 5, "fold_groups": 6}
+#: A past run tells how long training takes if it trained at least one such part, and at most so many times as much:
+#: what takes the same time whatever is trained counts for little then.
+_ALIKE: Final = 4.0
 #: Runs whose durations the estimate is the median of.
 _RUNS: Final = 5
 #: Newest names below runs/ that are looked at: a run id begins with its time.
@@ -155,6 +160,8 @@ def load_prices(path: Path) -> Prices:
         numbers = {
             name: _number(value, f"assumptions.{name}") for name, value in assumed.items() if name != "step_minutes"
         }
+        for name in sorted(GPU_STEPS - set(steps)):
+            raise ConfigurationError(f"assumptions.step_minutes.{name} is missing")
         minutes = {str(name): _number(value, f"assumptions.step_minutes.{name}") for name, value in steps.items()}
         return Prices(
             prices={name: _price(name, listed[name]) for name in _NAMES},
@@ -168,25 +175,52 @@ def load_prices(path: Path) -> Prices:
         raise ConfigurationError(f"{path}: {error}") from error
 
 
-def run_estimate(prices: Prices, store: str) -> Estimate:
-    """What one training run on Vertex costs, by the durations of the newest runs below ``store``/runs."""
-    assumed = prices.assumptions
+@dataclass(frozen=True)
+class Work:
+    """How much a run trains: environment steps of all policies of each step with a GPU, and machines of its loop."""
+
+    steps: Mapping[str, float]
+    machines: int
+
+    @classmethod
+    def of(cls, asked: Mapping[str, Any]) -> Work:
+        """Of a run with these parameters; where one is missing the pipeline's default."""
+        said = DEFAULTS | {name: value for name, value in asked.items() if name in DEFAULTS}
+        policies = {"train": said["members"], "walk": said["folds"] * said["fold_seeds"]}
+        return cls(
+            steps={step: float(said["train_steps"] * count) for step, count in policies.items()},
+            machines=int(max(1, min(said["folds"], said["fold_groups"]))),
+        )
+
+    def share(self, step: str, other: Work) -> float:
+        """How many times as much as ``other`` it trains in ``step``; 1 for a step that trains nothing."""
+        if step not in GPU_STEPS:
+            return 1.0
+        mine, others = self.steps[step], other.steps[step]
+        return mine / others if others else float(mine > 0) * math.inf
+
+
+def run_estimate(prices: Prices, store: str, asked: Mapping[str, Any] = DEFAULTS) -> Estimate:
+    """What one training run on Vertex costs that is given the parameters ``asked``.
+
+    How long its steps work is measured by the newest runs below ``store``/runs. A step that trains goes by runs that
+    asked about as much of it, and otherwise by the table's assumption for the pipeline's defaults, both in proportion.
+    """
+    assumed, work = prices.assumptions, Work.of(asked)
     measured = _durations(store)
-    if measured:
-        steps = {
-            step: (
-                statistics.median(run.get(step, (0, 0.0))[0] for run in measured),
-                statistics.median(run.get(step, (0, 0.0))[1] for run in measured),
-            )
-            for step in {name for run in measured for name in run}
-        }
-        basis = f"work of the steps: median of {len(measured)} past runs; starting a task: assumed"
-    else:
-        # A verdict goes one way or the other; the dearer way is assumed.
-        steps = {step: (1.0, minutes) for step, minutes in assumed.step_minutes.items() if step != "reject"}
-        basis = f"assumed: there is no successful run in {store} yet"
-    gpu = sum(tasks * assumed.gpu_start_minutes + work for step, (tasks, work) in steps.items() if step in GPU_STEPS)
-    cpu = sum(tasks * assumed.start_minutes + work for step, (tasks, work) in steps.items() if step not in GPU_STEPS)
+    steps: dict[str, tuple[float, float]] = {}
+    guessed = []
+    # A verdict goes one way or the other; the dearer way is assumed.
+    for step in sorted({name for run in measured for name in run.minutes} | set(assumed.step_minutes) - {"reject"}):
+        took = [found for run in measured if (found := run.took(step, work)) is not None]
+        if took:
+            steps[step] = (statistics.median(tasks for tasks, _ in took), statistics.median(m for _, m in took))
+        else:
+            guessed.append(step)
+            tasks = work.machines if step == "walk" else 1
+            steps[step] = (tasks, assumed.step_minutes[step] * work.share(step, Work.of(DEFAULTS)))
+    gpu = sum(tasks * assumed.gpu_start_minutes + spent for step, (tasks, spent) in steps.items() if step in GPU_STEPS)
+    cpu = sum(tasks * assumed.start_minutes + spent for step, (tasks, spent) in steps.items() if step not in GPU_STEPS)
     return Estimate(
         (
             prices.line("vertex_pipeline_run", "pipeline run", 1.0),
@@ -196,8 +230,17 @@ def run_estimate(prices: Prices, store: str) -> Estimate:
             prices.line("storage_thousand_writes", "objects written", assumed.writes_per_run / 1000.0),
         ),
         prices.usd_to_cad,
-        basis,
+        _basis(store, len(measured), guessed),
     )
+
+
+def _basis(store: str, runs: int, guessed: Sequence[str]) -> str:
+    if not runs:
+        return f"assumed: there is no successful run in {store} yet"
+    words = f"work of the steps: median of {runs} past run{'s' if runs > 1 else ''}"
+    if guessed:
+        words += f", but {' and '.join(guessed)}: assumed, none of them trained about as much"
+    return f"{words}; starting a task: assumed"
 
 
 def month_estimate(prices: Prices, *, requests_per_day: float, runs_per_month: float) -> Estimate:
@@ -227,14 +270,29 @@ def month_estimate(prices: Prices, *, requests_per_day: float, runs_per_month: f
     )
 
 
-def _durations(store: str) -> list[dict[str, tuple[int, float]]]:
-    """Tasks and minutes by step of each of the newest successful runs; a step in a loop has several tasks."""
-    found: list[tuple[str, dict[str, tuple[int, float]]]] = []
+@dataclass(frozen=True)
+class _Past:
+    """Tasks and minutes by step of a past run, a step in a loop having several tasks; and what it was asked to do."""
+
+    minutes: Mapping[str, tuple[int, float]]
+    work: Work
+
+    def took(self, step: str, work: Work) -> tuple[int, float] | None:
+        """Tasks and minutes that ``step`` would take for ``work``; None if this run trained far more or far less."""
+        tasks, minutes = self.minutes.get(step, (0, 0.0))
+        share = work.share(step, self.work)
+        return (tasks, minutes * share) if share == 0.0 or 1 / _ALIKE <= share <= _ALIKE else None
+
+
+def _durations(store: str) -> list[_Past]:
+    """The newest successful runs."""
+    found: list[tuple[str, _Past]] = []
     runs = storage.join(store, "runs")
     for name in sorted(storage.list_names(runs), reverse=True)[:_LOOKED_AT]:
         try:
             manifest = parse_manifest(storage.read_bytes(storage.join(runs, name, "manifest.json")))
-        except (OSError, ValueError, HimariError):
+            work = Work.of(manifest["parameters"])
+        except (OSError, ValueError, TypeError, HimariError):
             continue  # the index page of the runs names what cannot be read; an estimate goes by the others
         steps: dict[str, tuple[int, float]] = {}
         for step in manifest["steps"]:
@@ -243,9 +301,9 @@ def _durations(store: str) -> list[dict[str, tuple[int, float]]]:
                 tasks, minutes = steps.get(component, (0, 0.0))
                 steps[component] = (tasks + 1, minutes + step["seconds"] / 60.0)
         if manifest["status"] == "SUCCEEDED" and "train" in steps:
-            found.append((manifest["started"], steps))
+            found.append((manifest["started"], _Past(steps, work)))
     found.sort(reverse=True, key=lambda pair: pair[0])
-    return [steps for _, steps in found[:_RUNS]]
+    return [past for _, past in found[:_RUNS]]
 
 
 def _price(name: str, found: object) -> Price:

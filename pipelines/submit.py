@@ -258,7 +258,7 @@ def prepared(options: argparse.Namespace, *, sleep: Waiter = time.sleep) -> tupl
     images = cloud.images() if Path(cloud.images_file).exists() else None
     _refuse_missing(missing(cloud, images, spec, sleep=sleep))
     assert images is not None  # its absence was found missing
-    estimate = run_estimate(load_prices(options.prices), cloud.store)
+    estimate = run_estimate(load_prices(options.prices), cloud.store, {**chosen, "fold_groups": _GROUPS})
     print(f"estimate   {estimate.usd:.2f} USD ({estimate.cad:.2f} CAD); {estimate.basis}")
     _refuse_dear(estimate, most, options.cloud)
     labels = run_labels(provenance(ROOT), data=chosen["data"], data_version=chosen["data_version"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from datetime import date
 from pathlib import Path
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 
 import compile as compiler
 from layer3.errors import ConfigurationError
-from pipelines import cost
+from pipelines import cost, submit
 from pipelines.cost import GPU_STEPS, Price, load_prices, month_estimate, render, run_estimate
 from pipelines.manifest import SCHEMA, write_manifest
 from pipelines.spec import leaves
+from pipelines.submit import add_request_options
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "config/prices.yaml"
@@ -40,7 +42,9 @@ def write(tmp_path: Path, change: dict[str, Any]) -> Path:
     return path
 
 
-def record(store: Path, run_id: str, seconds: dict[str, list[float]], status: str = "SUCCEEDED") -> None:
+def record(
+    store: Path, run_id: str, seconds: dict[str, list[float]], status: str = "SUCCEEDED", **asked: object
+) -> None:
     steps = [
         {"name": f"{name}-{number}", "component": f"comp-{name}", "status": "SUCCEEDED", "seconds": spent}
         for name, tasks in seconds.items()
@@ -48,7 +52,8 @@ def record(store: Path, run_id: str, seconds: dict[str, list[float]], status: st
     ]
     folder = store / "runs" / run_id
     folder.mkdir(parents=True)
-    write_manifest(folder, {"schema": SCHEMA, "run_id": run_id, "status": status, "started": run_id, "steps": steps})
+    said = {"schema": SCHEMA, "run_id": run_id, "status": status, "started": run_id, "steps": steps}
+    write_manifest(folder, said | {"parameters": asked})
 
 
 def test_every_figure_of_the_table_has_its_source_and_says_whether_anybody_read_it() -> None:
@@ -104,7 +109,7 @@ def test_a_run_is_assumed_until_one_was_measured(tmp_path: Path) -> None:
 
     record(tmp_path, "2026-01-02", {"ingest": [60.0], "train": [600.0], "walk": [300.0, 300.0]})
     measured = run_estimate(prices, str(tmp_path))
-    assert measured.basis == "work of the steps: median of 1 past runs; starting a task: assumed"
+    assert measured.basis == "work of the steps: median of 1 past run; starting a task: assumed"
     begin = prices.assumptions
     hours = {line.what: line.quantity for line in measured.lines}
     # Two tasks of the loop and the training step have a GPU: three starts.
@@ -126,6 +131,52 @@ def test_only_the_newest_five_runs_count_and_a_broken_record_does_not_stop_it(tm
     prices = load_prices(TABLE)
     gpu = next(line for line in run_estimate(prices, str(tmp_path)).lines if line.what == "NVIDIA T4")
     assert gpu.quantity == pytest.approx((30 + prices.assumptions.gpu_start_minutes) / 60)
+
+
+def gpu_hours(store: Path, **asked: object) -> float:
+    lines = run_estimate(load_prices(TABLE), str(store), asked).lines
+    return next(line.quantity for line in lines if line.what == "NVIDIA T4")
+
+
+def test_what_a_run_is_asked_to_train_is_in_its_estimate(tmp_path: Path) -> None:
+    """Else MAX_COST would stop nothing."""
+    assumed = load_prices(TABLE).assumptions
+    start, train, walk = assumed.gpu_start_minutes, assumed.step_minutes["train"], assumed.step_minutes["walk"]
+    assert gpu_hours(tmp_path) == pytest.approx((7 * start + train + walk) / 60)
+    assert gpu_hours(tmp_path, train_steps=5_000_000) == pytest.approx((7 * start + 10 * (train + walk)) / 60)
+    assert gpu_hours(tmp_path, members=8) == pytest.approx((7 * start + 8 * train + walk) / 60)
+    assert gpu_hours(tmp_path, fold_seeds=10, folds=9) == pytest.approx((7 * start + train + walk) / 60)
+    assert gpu_hours(tmp_path, folds=0) == pytest.approx((2 * start + train) / 60)
+    assert run_estimate(load_prices(TABLE), str(tmp_path), {"train_steps": 10**9}).usd > 10
+
+
+def test_a_past_run_tells_of_those_that_train_about_as_much(tmp_path: Path) -> None:
+    assumed = load_prices(TABLE).assumptions
+    start, walk = assumed.gpu_start_minutes, assumed.step_minutes["walk"]
+    record(tmp_path, "2026-01-01", {"ingest": [600.0], "train": [3600.0], "walk": [60.0] * 6}, folds=0)
+    assert gpu_hours(tmp_path) == pytest.approx((7 * start + 60 + walk) / 60), "its walk had nothing to do"
+    assert gpu_hours(tmp_path, train_steps=1_000_000) == pytest.approx((7 * start + 120 + 2 * walk) / 60)
+    much = run_estimate(load_prices(TABLE), str(tmp_path), {"train_steps": 100_000_000})
+    assert much.basis == (
+        "work of the steps: median of 1 past run, but train and walk: assumed, none of them trained about as much; "
+        "starting a task: assumed"
+    )
+    assert next(line.quantity for line in much.lines if line.what.startswith("e2")) == pytest.approx(
+        (10 + assumed.start_minutes) / 60
+    )
+
+
+def test_what_is_assumed_unless_said_is_what_run_pipeline_asks() -> None:
+    parser = argparse.ArgumentParser()
+    add_request_options(parser)
+    said = parser.parse_args([])
+    assert {
+        "train_steps": said.steps,
+        "members": said.members,
+        "folds": said.folds,
+        "fold_seeds": said.fold_seeds,
+        "fold_groups": submit._GROUPS,
+    } == cost.DEFAULTS
 
 
 def test_the_steps_with_a_gpu_are_those_of_the_compiled_pipeline(tmp_path: Path) -> None:
