@@ -272,6 +272,9 @@ class Layer3Config(BaseSettings):
         return digest_of(self.as_json())
 
 
+_KNOWN: Final = tuple(Layer3Config.model_fields)
+
+
 def digest_of(plain: Mapping[str, Any]) -> str:
     """:meth:`Layer3Config.digest` of settings as plain data, also those of an older program."""
     text = json.dumps(_as_floats(plain), sort_keys=True, allow_nan=False)
@@ -308,26 +311,32 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = N
         found = settings.document(settings.read(Path(path), "the configuration"), origin)
         if not found:  # a full disk and a half-written file look like this, and must not mean the defaults
             raise ConfigurationError(f"{origin} holds no setting: write one, portfolio_value for example")
+        for key in found:
+            if not isinstance(key, str):
+                raise ConfigurationError(f"{origin}: {settings.unknown(str(key), str(key), _KNOWN)}")
         if guide.is_guide(found):
             found = guide.translate(found, origin)
     merged = _over(_over(found, _environment()), overrides or {})
     try:
-        return Layer3Config(**merged)
+        config = Layer3Config(**merged)
+        config.digest()
     except ValidationError as error:
         raise ConfigurationError(f"{origin}: {'; '.join(_sentence(problem) for problem in error.errors())}") from error
     except ConfigurationError as error:
         raise ConfigurationError(f"{origin}: {error}") from error
+    except OverflowError as error:
+        raise ConfigurationError(f"{origin}: a whole number in it is too large: at most 1e308") from error
+    return config
 
 
 def _environment() -> dict[str, Any]:
-    known = tuple(Layer3Config.model_fields)
     for name in sorted(os.environ):
         if name.upper().startswith(_PREFIX[:-1]):
             if not name.upper().startswith(_PREFIX):
                 raise ConfigurationError(f"environment variable {name}: a setting begins with {_PREFIX}")
             key = name[len(_PREFIX) :].split("__")[0].lower()
-            if key not in known:
-                raise ConfigurationError(f"environment variable {name}: {settings.unknown(key, key, known)}")
+            if key not in _KNOWN:
+                raise ConfigurationError(f"environment variable {name}: {settings.unknown(key, key, _KNOWN)}")
     source = EnvSettingsSource(Layer3Config, env_prefix=_PREFIX, env_nested_delimiter="__")
     return source()
 

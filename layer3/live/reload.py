@@ -60,8 +60,13 @@ class ConfigWatcher:
                     return False
                 self._engine.reload(config)
             except HimariError as error:
-                self.rejected += 1
                 _log.error("the changed configuration is not used, the one before stays", extra={"error": str(error)})
+                self.rejected += 1
+                return False
+            # What nobody foresaw must not end the watching without a word.
+            except Exception:  # noqa: BLE001
+                _log.exception("the changed configuration is not used, the one before stays")
+                self.rejected += 1
                 return False
             self.reloads += 1
             _log.info("the configuration was changed", extra={"config_hash": config.digest()})

@@ -60,6 +60,8 @@ def test_a_changed_file_takes_effect(file: Path, watched: tuple[Desk, ConfigWatc
         "portfolio_value: -1",
         "portfolo_value: 1",
         "a: [",
+        "1: 2",
+        f"decision_log: {{max_bytes: {10**400}}}",
         "policy: {enabled: true, model_path: /nowhere}",
     ],
 )
@@ -75,6 +77,18 @@ def test_a_bad_file_keeps_the_one_before_and_says_so(file: Path, caplog: pytest.
     file.unlink()
     until(lambda: watcher.rejected >= 2)
     assert watcher.reloads == 0
+    watcher.stop()
+
+
+def test_a_fault_of_the_program_does_not_end_the_watching(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    desk, loads = Desk({**OFF, "portfolio_value": 1_000.0}), [lambda: 1 / 0, lambda: load_config(file, OFF)]
+    watcher = ConfigWatcher(file, lambda: loads.pop(0)(), desk.engine)  # type: ignore[arg-type, return-value]
+    file.write_text("portfolio_value: 2000\n")
+    until(lambda: watcher.rejected == 1)
+    assert "ZeroDivisionError" in caplog.text
+    file.write_text("portfolio_value: 3000\n")
+    until(lambda: watcher.reloads == 1)
+    assert desk.engine.config.portfolio_value == 3_000.0
     watcher.stop()
 
 
