@@ -100,6 +100,13 @@ resource "google_service_account_iam_member" "acts_as" {
   member             = each.value.member
 }
 
+# A rollback from a workflow asks the service with a token of the CI account's own.
+resource "google_service_account_iam_member" "ci_own_tokens" {
+  service_account_id = google_service_account.ci.name
+  role               = "roles/iam.serviceAccountOpenIdTokenCreator"
+  member             = local.ci
+}
+
 resource "google_artifact_registry_repository_iam_member" "reader" {
   for_each = {
     pipeline  = local.pipeline

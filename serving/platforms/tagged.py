@@ -18,6 +18,7 @@ from layer3.net.tokens import TokenSource, checked_token, metadata_tokens
 
 __all__ = ["Tagged", "Tokens", "identity_tokens"]
 
+_SCOPE: Final = "https://www.googleapis.com/auth/cloud-platform"
 _ASK_SECONDS: Final = 10.0
 #: Seconds before its expiry at which a token is replaced.
 _AHEAD: Final = 120.0
@@ -60,13 +61,33 @@ def identity_tokens(audience: str) -> TokenSource:
 
         try:
             request = Request()
-            credentials = fetch_id_token_credentials(audience, request)  # type: ignore[no-untyped-call]
+            credentials = _federated(audience) or fetch_id_token_credentials(audience, request)  # type: ignore[no-untyped-call]
             credentials.refresh(request)
         except GoogleAuthError as error:
             raise SourceError(" ".join(str(error).split())) from error
         return credentials.token, credentials.expiry.replace(tzinfo=datetime.UTC).timestamp()
 
     return fetch
+
+
+def _federated(audience: str) -> Any:
+    """Credentials of the account that a workflow elsewhere acts as (Workload Identity Federation), or None.
+
+    Google's fetch_id_token_credentials knows no such file. The account must be allowed to ask for tokens of its own:
+    roles/iam.serviceAccountOpenIdTokenCreator on itself.
+    """
+    import google.auth
+    from google.auth import external_account, impersonated_credentials
+
+    source, _ = google.auth.default(scopes=[_SCOPE])
+    if not isinstance(source, external_account.Credentials) or not source.service_account_email:
+        return None
+    account = impersonated_credentials.Credentials(  # type: ignore[no-untyped-call]
+        source_credentials=source, target_principal=source.service_account_email, target_scopes=[_SCOPE]
+    )
+    return impersonated_credentials.IDTokenCredentials(  # type: ignore[no-untyped-call]
+        account, target_audience=audience, include_email=True
+    )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import hcl2
 import pytest
 import yaml
 
+from pipelines import grants, preflight
 from tests.infra.terraform import SCHEMA, mistakes, resources, violations
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,6 +172,35 @@ def test_each_account_has_what_it_needs_and_the_service_reads_models_only() -> N
     assert "objects/channels/" in condition["expression"]
     project_wide = next(entry["project_roles"] for entry in hcl2.loads(text)["locals"] if "project_roles" in entry)
     assert not [name for name, grant in project_wide.items() if "serving" in json.dumps(grant)]
+
+
+def test_what_is_asked_for_before_a_run_is_what_terraform_makes() -> None:
+    """pipelines/preflight.py refuses what this does not grant."""
+    text = {path.stem: path.read_text() for path in FILES}
+    assert set(preflight.APIS) <= set(re.findall(r'"(\w+\.googleapis\.com)"', text["apis"]))
+    granted = {(role, who) for role, who in re.findall(r'role = "([\w/.]+)", member = local\.(\w+)', text["accounts"])}
+    for role in (*grants.PROJECT, *grants.RELEASE, *grants.BUCKET):
+        assert (role, "pipeline") in granted, role
+    service = [body for _, kind, _, body in resources(text["run"]) if "member" in kind or "role" in body]
+    of_pipeline = {str(body["role"]).strip('"') for body in service if "local.pipeline" in json.dumps(body)}
+    assert set(grants.SERVICE) <= of_pipeline
+    acts_as = re.findall(r"account = google_service_account\.(\w+)\.name, member = local\.(\w+)", text["accounts"])
+    assert {("pipeline", "pipeline"), ("serving", "pipeline"), ("pipeline", "ci"), ("pipeline", "scheduler")} <= set(
+        acts_as
+    )
+
+
+def test_the_names_of_the_configuration_are_those_of_the_infrastructure() -> None:
+    shown = yaml.safe_load((ROOT / "config/cloud.yaml").read_text())
+    code = "\n".join(path.read_text() for path in FILES)
+    names = {
+        name.replace("${var.environment}", "dev")
+        for name in re.findall(r'"(himari-\$\{var\.environment\}[^"]*)"', code)
+    }
+    assert {shown["pipeline_service_account"], shown["serving_service_account"], shown["service"]} <= names
+    (bucket,) = re.findall(r'name += "(\$\{var\.project\}-himari-\$\{var\.environment\})"', code)
+    store = bucket.replace("${var.project}", shown["project"]).replace("${var.environment}", "dev")
+    assert shown["store"] == f"gs://{store}"
 
 
 def test_terraform_would_format_it_so() -> None:

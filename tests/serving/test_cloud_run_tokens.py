@@ -13,6 +13,7 @@ from urllib.parse import parse_qs
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
+from google.auth import iam
 
 from layer3.errors import ConfigurationError, SourceError
 from serving.platforms.tagged import Tokens, identity_tokens
@@ -69,6 +70,68 @@ def test_an_accounts_file(token_server: str, tmp_path: Path, monkeypatch: pytest
     claims = jwt.decode(token, options={"verify_signature": False})
     assert (claims["aud"], claims["email"]) == (SERVICE, "releaser@himari-tests.iam.gserviceaccount.com")
     assert expiry == claims["exp"]
+
+
+CI = "himari-dev-ci@himari-tests.iam.gserviceaccount.com"
+
+
+@pytest.fixture
+def federation() -> Iterator[str]:
+    """Google's token exchange and its IAM credentials, for a workflow that acts as :data:`CI`."""
+    seen: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            seen.append(self.path)
+            if self.path == "/sts":
+                kind = "urn:ietf:params:oauth:token-type:access_token"
+                said = {"access_token": "f", "issued_token_type": kind, "token_type": "Bearer", "expires_in": 3600}
+            elif self.path == f"/accounts/{CI}:generateAccessToken":
+                said = {"accessToken": "a", "expireTime": "2100-01-01T00:00:00Z"}
+            elif self.path == f"/accounts/{CI}:generateIdToken" and self.headers["Authorization"] == "Bearer a":
+                claims = issuer.claims(time.time(), aud=json.loads(asked)["audience"], email=CI)
+                said = {"token": issuer.token(claims).removeprefix(b"Bearer ").decode()}
+            else:
+                self.send_error(404)
+                return
+            body = json.dumps(said).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+    assert seen == ["/sts", f"/accounts/{CI}:generateAccessToken", f"/accounts/{CI}:generateIdToken"]
+
+
+def test_a_workflow_that_acts_as_an_account(federation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What google-github-actions/auth leaves behind: .github/workflows/release.yml rolls back with it."""
+    (tmp_path / "token").write_text("of-github")
+    said = {
+        "type": "external_account",
+        "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/github",
+        "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+        "token_url": f"{federation}/sts",
+        "credential_source": {"file": str(tmp_path / "token")},
+        "service_account_impersonation_url": f"{federation}/accounts/{CI}:generateAccessToken",
+    }
+    (tmp_path / "workflow.json").write_text(json.dumps(said))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "workflow.json"))
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "himari-tests")
+    monkeypatch.setattr(iam, "_IAM_IDTOKEN_ENDPOINT", federation + "/accounts/{}:generateIdToken")
+    token, expiry = identity_tokens(SERVICE)()
+    claims = jwt.decode(token, options={"verify_signature": False})
+    assert (claims["aud"], claims["email"], claims["exp"]) == (SERVICE, CI, expiry)
 
 
 def test_a_file_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
