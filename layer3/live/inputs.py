@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import sys
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -31,8 +30,10 @@ __all__ = [
     "shown",
 ]
 
-_MAX: Final = sys.float_info.max
-_LARGEST: Final = 1e15  # dollars
+#: Dollars; beyond these, and returns beyond that, products and quotients would not stay finite.
+_LARGEST: Final = 1e15
+_LEAST_PRICE: Final = 1e-15
+_LARGEST_RETURN: Final = 1e6
 _WIDEST: Final = 2**1_000
 _LONGEST_NAME: Final = 200
 #: What is deeper or longer is told by its type alone.
@@ -91,13 +92,12 @@ def check(inputs: Inputs, most_trades: int, min_feeds: int) -> Checked:
     """
     signal = _signal(inputs.signal)
     cascade = _cascade(inputs.cascade, min_feeds)
-    price = _number(inputs.current_price, "current_price", 0.0, _LARGEST)
-    if not price > 0.0:
-        raise DataError(f"current_price is {price!r}, expected dollars above 0")
+    price = _number(inputs.current_price, "current_price", _LEAST_PRICE, _LARGEST)
     position = _number(inputs.current_position_usd, "current_position_usd", -_LARGEST, _LARGEST)
     entry = inputs.entry_price
     if entry is not None:
-        entry = _number(entry, "entry_price", 0.0, _LARGEST) or None
+        entry = _plain(entry, "entry_price")
+        entry = _number(entry, "entry_price", _LEAST_PRICE, _LARGEST) if entry != 0.0 else None
     stamp = inputs.price_timestamp_ns
     if stamp is not None:
         stamp = _time(stamp, "price_timestamp_ns")
@@ -215,7 +215,7 @@ def _trade(entry: Any, where: str) -> ClosedTrade:
     if name is not None and not (_is_name(name) or (type(name) is int and -_WIDEST < name < _WIDEST)):
         raise DataError(f"{where}.trade_id is {shown(name)}, expected a name of at most {_LONGEST_NAME} characters")
     return ClosedTrade(
-        None if earned is None else _number(earned, f"{where}.trade_return", -_MAX, _MAX),
+        None if earned is None else _number(earned, f"{where}.trade_return", -_LARGEST_RETURN, _LARGEST_RETURN),
         None if pnl is None else _number(pnl, f"{where}.pnl_usd", -_LARGEST, _LARGEST),
         None if time_ns is None else _time(time_ns, f"{where}.closed_at_ns"),
         None if name is None else str(name),

@@ -83,7 +83,7 @@ def _digest(state: Mapping[str, Any]) -> str:
 
 
 class Saver:
-    """Calls ``save`` every ``every_s`` seconds in a thread of its own; a disk that refuses is logged."""
+    """Calls ``save`` every ``every_s`` seconds in a thread of its own; what fails is logged and tried again."""
 
     def __init__(self, save: Callable[[], object], every_s: float) -> None:
         self._save = save
@@ -101,5 +101,6 @@ class Saver:
         while not self._over.wait(self._every_s):
             try:
                 self._save()
-            except OSError as error:
-                _log.error("the state could not be saved, the last snapshot stays", extra={"error": str(error)})
+            # Whatever it is, the next attempt must be made: a disk that is full, or what nobody foresaw.
+            except Exception as error:  # noqa: BLE001
+                _log.error("the state could not be saved, the last snapshot stays", extra={"error": repr(error)})

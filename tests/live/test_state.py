@@ -14,7 +14,8 @@ from layer3.live.configuration import load_config
 from layer3.live.phase1 import Layer3Phase1
 from layer3.live.state import VERSION, Saver, read_state, write_state
 from layer3.types import ClosedTrade
-from tests.live.desk import CALM, CLOUD, NOON, OFF, Desk, Scripted, signal_of
+from tests.fakes.servers import wait_for
+from tests.live.desk import CALM, CLOUD, DAY, NOON, OFF, Desk, Scripted, signal_of
 
 
 def test_there_and_back(tmp_path: Path) -> None:
@@ -206,3 +207,33 @@ def test_bars_of_another_length_begin_anew() -> None:
     other = Desk({**OFF, "market": {"bar_seconds": 60}}, state=desk.engine.snapshot())
     assert other.engine.snapshot()["memory"]["symbols"]["BTC-USD"]["prices"]["bars"] == []
     assert other.size().refusal is None
+
+
+@pytest.mark.parametrize("price", [1e-15, 1e15])
+def test_the_largest_inputs_leave_a_state_that_can_be_saved(price: float) -> None:
+    desk = Desk({**OFF, "portfolio_value": 1e15})
+    worst = [{"trade_return": -1e6, "trade_id": "1"}, {"pnl_usd": -1e15, "trade_id": "2"}]
+    for hour, now in enumerate((price, 1.0 / price, price)):
+        desk.now = NOON + hour * 3_600 * 10**9
+        more = {"price": now, "current_position_usd": 1e15, "entry_price": 1.0 / price, "recent_trades": worst}
+        assert desk.size(**more).refusal in (None, "daily_loss")
+        json.dumps(desk.engine.snapshot(), allow_nan=False)
+    desk.size_at(NOON + 2 * DAY, price)
+    json.dumps(desk.engine.snapshot(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "beyond",
+    [{"price": 5e-324}, {"price": 0.0}, {"entry_price": 5e-324}, {"entry_price": -0.01}, {"recent_trades": [-1.7e308]}],
+)
+def test_what_would_leave_another_one_is_refused(beyond: dict[str, Any]) -> None:
+    assert Desk(OFF).size(**beyond).refusal == "bad_input"
+
+
+def test_a_fault_while_saving_is_told_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    tried: list[int] = []
+    saver = Saver(lambda: tried.append(1 // len(tried)), 0.001)
+    wait_for(lambda: "the last snapshot stays" in caplog.text)
+    tried.append(0)
+    wait_for(lambda: len(tried) > 1)
+    saver.stop()
