@@ -142,6 +142,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     width = max(80, min(shutil.get_terminal_size((96, 24)).columns, 100))
     try:
+        if storage.is_remote(options.store):
+            raise ConfigurationError(
+                f"{options.store} is a bucket, and here the runs of this machine are explained: `make watch-pipeline "
+                "RUN=<run id>` tells the verdict on a run of Vertex, also on one that has ended"
+            )
         text = explain_run(find_run(storage.local_folder(options.store) / "runs", options.run or LATEST), width)
     except HimariError as error:
         print(f"explain: {clean(str(error))}", file=sys.stderr)

@@ -21,6 +21,7 @@ from google.api_core import exceptions
 from google.cloud import aiplatform_v1 as v1
 
 from layer3.errors import ConfigurationError, HimariError, RefusedError
+from layer3.market import sources
 from pipelines.cron import EXAMPLE, checked_cron
 from pipelines.labels import data_label
 from pipelines.submit import Request, add_request_options, prepared
@@ -224,6 +225,8 @@ def _set(options: argparse.Namespace) -> int:
     cloud, request = prepared(options)
     made, new = Scheduler(cloud).put(on_schedule(request), cron)
     print(f"schedule   {'created' if new else 'updated'}; every run begins with the newest data of {options.data}")
+    if sources.is_synthetic(options.data):
+        print("WARNING: a synthetic market never has newer data: DATA=exchange:SYMBOL trains on a real one")
     print("\n".join(described([made])))
     console = "https://console.cloud.google.com/vertex-ai/pipelines/schedules"
     print(f"console    {console}?project={cloud.project}")

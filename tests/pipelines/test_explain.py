@@ -180,6 +180,12 @@ def test_no_run_named_is_the_latest(runs: Path, capsys: pytest.CaptureFixture[st
         assert f"Run {IDS[1]}" in capsys.readouterr().out
 
 
+def test_a_run_in_a_bucket_is_explained_by_watching_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--store", "gs://bucket", "--run", "himari-training-1"]) == 2
+    assert "gs://bucket is a bucket" in (said := capsys.readouterr().err)
+    assert "`make watch-pipeline RUN=<run id>`" in said
+
+
 @pytest.mark.parametrize("store", ["absent", "empty", "gs://bucket", "s3://bucket", ""])
 def test_a_store_without_runs(tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty" / "runs").mkdir(parents=True)
