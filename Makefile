@@ -232,7 +232,7 @@ pin-images: ## write down the digest of the images' base (needs its registry)
 
 images: ## build, scan and push both images with Cloud Build (REPOSITORY=REGION-docker.pkg.dev/PROJECT/NAME STORE=gs://…)
 	@test -z "$$(git status --porcelain)" || { echo "The images carry the commit that they were built from: commit first"; exit 2; }
-	@gcloud builds submit --config cloudbuild.yaml --substitutions "_COMMIT=$$(git rev-parse HEAD),_REPOSITORY=$$REPOSITORY,_STORE=$$STORE"
+	@gcloud builds submit --config cloudbuild.yaml --gcs-source-staging-dir "$$STORE/build-source" --substitutions "_COMMIT=$$(git rev-parse HEAD),_REPOSITORY=$$REPOSITORY,_STORE=$$STORE"
 	@mkdir -p build && gcloud storage cp "$$STORE/images/$$(git rev-parse HEAD).json" build/images.json
 
 clean: ## remove the environment and everything built (not runs/, models/, channels/, trials/)

@@ -35,6 +35,7 @@ locals {
     "ci aiplatform.user"              = { role = "roles/aiplatform.user", member = local.ci }
     "ci cloudbuild.builds.editor"     = { role = "roles/cloudbuild.builds.editor", member = local.ci }
     "ci serviceUsageViewer"           = { role = "roles/serviceusage.serviceUsageViewer", member = local.ci }
+    "ci serviceUsageConsumer"         = { role = "roles/serviceusage.serviceUsageConsumer", member = local.ci }
     "ci iam.securityReviewer"         = { role = "roles/iam.securityReviewer", member = local.ci }
     "scheduler iam.securityReviewer"  = { role = "roles/iam.securityReviewer", member = local.scheduler }
     "ci monitoring.viewer"            = { role = "roles/monitoring.viewer", member = local.ci }

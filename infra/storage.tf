@@ -1,4 +1,5 @@
-# runs/, models/, channels/, checkpoints/, trials/ and data/: the layout of a local store.
+# runs/, models/, channels/, checkpoints/, trials/ and data/: the layout of a local store; and images/ and build-source/
+# of the image builds.
 resource "google_storage_bucket" "store" {
   name                        = "${var.project}-himari-${var.environment}"
   location                    = var.region
@@ -17,7 +18,7 @@ resource "google_storage_bucket" "store" {
   lifecycle_rule {
     condition {
       age            = 30
-      matches_prefix = ["checkpoints/"]
+      matches_prefix = ["checkpoints/", "build-source/"]
     }
     action {
       type = "Delete"

@@ -133,6 +133,7 @@ def test_make_images_builds_the_commit_that_is_checked_out_and_no_other(tmp_path
     command = ["make", "images", "REPOSITORY=r.pkg.dev/p/himari", "STORE=gs://store/a path"]
     assert run(*command).returncode == 0
     told = (tmp_path / "told").read_text().splitlines()
+    assert told[told.index("--gcs-source-staging-dir") + 1] == "gs://store/a path/build-source"
     assert f"_COMMIT={commit},_REPOSITORY=r.pkg.dev/p/himari,_STORE=gs://store/a path" in told
     assert told[-2:] == [f"gs://store/a path/images/{commit}.json", "build/images.json"]
     (tmp_path / "new.py").touch()
