@@ -14,7 +14,7 @@ from layer3.version import source_sha256
 
 __all__ = ["local_tag", "provenance"]
 
-_VERSIONED: Final = ("kfp", "google-cloud-pipeline-components", "torch", "numpy", "pandas", "safetensors", "fastapi")
+_VERSIONED: Final = ("kfp", "google-cloud-pipeline-components", "torch", "numpy", "pandas", "safetensors", "uvicorn")
 
 
 def provenance(root: Path) -> dict[str, Any]:
