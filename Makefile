@@ -169,7 +169,7 @@ release-status: $(READY) ## what serves, since when, and what served before (CLO
 	@$(BIN)/python -m serving.release status $(PLACE)
 
 test: $(READY) ## run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 lint: $(READY) ## ruff: rules and format
 	@$(BIN)/ruff check .
