@@ -148,7 +148,7 @@ def _images_missing(cloud: Cloud, images: Images | None, spec_images: Sequence[s
         runs_on = ", ".join(sorted(set(spec_images)))
         yield Missing(
             f"the pipeline was compiled for {runs_on}, the last build pushed {images.components}",
-            f"make run-pipeline IMAGE={cloud.images_file}",
+            f"the same command with IMAGE={cloud.images_file}",
         )
 
 

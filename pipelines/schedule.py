@@ -267,13 +267,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; 0 when done, 2 when it was not."""
+    """The command line; 0 when done, 2 when it was not, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
     except HimariError as error:
         print(f"schedule: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nschedule: stopped; `make schedule-list` shows what there is, the same again goes on", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -86,6 +86,9 @@ def test_from_the_command_line_to_a_served_policy_and_nothing_leaves_the_machine
     }
     # What was uploaded was ingested, what was trained is registered, and what was released answers.
     assert told["ingested"] == told["uploaded"]
+    types = told["types"]
+    assert (types["registered"], types["released"]) == ("google.VertexModel", "google.UnmanagedContainerModel")
+    assert (types["model"], types["tear_sheet"], types["verdict"]) == ("system.Model", "system.HTML", "system.Markdown")
     assert told["versions"] == [["candidate", "champion", "default"]]
     assert told["notified"] == {"run_id": told["run_id"], "state": "SUCCEEDED", "error": None}
     assert told["recorded"] == "SUCCEEDED"

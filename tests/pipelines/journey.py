@@ -55,6 +55,12 @@ def found(here: World) -> dict[str, object]:
     golden = manifest["golden"][0]
     return {
         "run_id": run_id,
+        "types": {
+            name: artifact.schema_title
+            for detail in details.values()
+            for name, output in detail.outputs.items()
+            for artifact in output.artifacts
+        },
         "states": {name: detail.state.name for name, detail in details.items()},
         "uploaded": next(name.split("/")[1] for _, name in here.gcs.objects if name.startswith("data/")),
         "ingested": ingested["outputs"]["candles"]["artifacts"][0]["metadata"]["data_version"],

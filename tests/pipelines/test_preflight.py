@@ -168,7 +168,7 @@ def test_a_pipeline_compiled_for_another_image_is_compiled_again(here):
         executor["container"]["image"] = "himari-pipeline:unset"
     (found,) = missing(here.cloud, here.cloud.images(), spec)
     assert found.what == f"the pipeline was compiled for himari-pipeline:unset, the last build pushed {COMPONENTS}"
-    assert found.fix == f"make run-pipeline IMAGE={here.cloud.images_file}"
+    assert found.fix == f"the same command with IMAGE={here.cloud.images_file}"
 
 
 def test_without_a_build_there_is_an_image_to_build(here):

@@ -436,3 +436,14 @@ def test_a_scheduled_run_is_linked_registered_and_served_one_at_a_time(cloud: Wo
 def artifact(run: v1.PipelineJob, step: str, name: str) -> v1.Artifact:
     (found,) = [detail.outputs[name].artifacts[0] for detail in run.job_detail.task_details if detail.task_name == step]
     return found
+
+
+def test_ctrl_c_is_answered_with_what_to_do(
+    cloud: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(schedule.Scheduler, "found", interrupted)
+    assert act(cloud, "list") == 130
+    assert "the same again goes on" in capsys.readouterr().err

@@ -27,7 +27,9 @@ class Reporter:
         self._out = sys.stdout
         self._ids = itertools.count(1)
         self._tasks: dict[tuple[str, int], int] = {}
-        self.leaves = [leaf.name for leaf in specs.leaves(spec)]
+        leaves = specs.leaves(spec)
+        self.leaves = [leaf.name for leaf in leaves]
+        self._types = {leaf.name: _types(spec["components"][f"comp-{leaf.component}"]) for leaf in leaves}
         for name in self.leaves:
             self._tasks[name, 1] = next(self._ids)
             self._tell(name, 1, "PENDING")
@@ -40,7 +42,10 @@ class Reporter:
     def ended(self, execution: Execution) -> None:
         state = "FAILED" if not execution.succeeded else "SUCCEEDED" if execution.attempts else "SKIPPED"
         outputs = {
-            name: [self._artifact(item) for item in (value if isinstance(value, list) else [value])]
+            name: [
+                self._artifact(item, self._types[execution.name][name])
+                for item in (value if isinstance(value, list) else [value])
+            ]
             for name, value in execution.outputs.items()
             if isinstance(value, dsl.Artifact)
             or (isinstance(value, list) and value and isinstance(value[0], dsl.Artifact))
@@ -62,15 +67,21 @@ class Reporter:
         said = {"id": self._tasks[name, iteration], "name": name, "state": state} | more
         print(json.dumps(said), file=self._out, flush=True)
 
-    def _artifact(self, artifact: dsl.Artifact) -> dict[str, Any]:
-        """The artifact with its address in the bucket, where its files now lie."""
+    def _artifact(self, artifact: dsl.Artifact, kind: str) -> dict[str, Any]:
+        """The artifact, of the type that the spec says, with its address in the bucket, where its files now lie."""
         uri, path = artifact.uri, Path(artifact.uri)
         if path.is_relative_to(self._folder):
             uri = f"{self._root}/{self._folder.name}/{path.relative_to(self._folder).as_posix()}"
             for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
                 below = file.relative_to(path).as_posix() if path.is_dir() else ""
                 storage.write_bytes(f"{uri}/{below}" if below else uri, file.read_bytes())
-        return {"uri": uri, "type": type(artifact).schema_title, "metadata": dict(artifact.metadata)}
+        return {"uri": uri, "type": kind, "metadata": dict(artifact.metadata)}
+
+
+def _types(component: dict[str, Any]) -> dict[str, str]:
+    """The schema of each artifact that a component makes."""
+    made = component.get("outputDefinitions", {}).get("artifacts", {})
+    return {name: said["artifactType"]["schemaTitle"] for name, said in made.items()}
 
 
 def main() -> int:
