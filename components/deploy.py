@@ -40,7 +40,7 @@ def deploy(
     from layer3.errors import ReleaseError
     from serving.platforms.connect import connect
     from serving.platforms.target import Target
-    from serving.registry import promote
+    from serving.registry import container_spec, promote
     from serving.release import release
     from serving.vertex import place_of
 
@@ -57,12 +57,7 @@ def deploy(
     released.uri = storage.join(store, "models", policy.model_id)
     released.metadata.update(
         {
-            "containerSpec": {
-                "imageUri": serving_image,
-                "env": [{"name": "MODEL_URI", "value": released.uri}],
-                "predictRoute": "/predict",
-                "healthRoute": "/health",
-            },
+            "containerSpec": container_spec(serving_image, released.uri),
             "model_id": policy.model_id,
             "policy_sha256": policy.manifest["policy_sha256"],
             "contract": policy.manifest["contract"],

@@ -21,7 +21,7 @@ from serving.models import store_policy
 from serving.versions import REJECTED, Candidate, Version
 from serving.vertex import SECONDS, Place, Waiter, asked, client, label
 
-__all__ = ["CANDIDATE", "CHAMPION", "promote", "record", "version_of"]
+__all__ = ["CANDIDATE", "CHAMPION", "container_spec", "promote", "record", "version_of"]
 
 CANDIDATE: Final = "candidate"
 CHAMPION: Final = "champion"
@@ -68,8 +68,7 @@ def record(
         )
     uri = uri if candidate.rejected else store_policy(folder, store).uri
     registry = _Registry(place, candidate, patience_seconds)
-    # A deployment from the registry starts behind Vertex's own sign-in, which asks for no other.
-    container = _container(image, {"MODEL_URI": uri, "AUTH": "off"})
+    container = container_spec(image, uri)
     try:
         return asked(
             f"register {candidate.model_id}",
@@ -81,6 +80,12 @@ def record(
             f"{candidate.model_id} was not registered: what the registry held of its market was deleted meanwhile; "
             "run the step again"
         ) from error
+
+
+def container_spec(image: str, uri: str) -> dict[str, Any]:
+    """How the policy at ``uri`` is served by ``image``, as the artifact type UnmanagedContainerModel words it."""
+    # A deployment from the registry starts behind Vertex's own sign-in, which asks for no other.
+    return _container(image, {"MODEL_URI": uri, "AUTH": "off"})
 
 
 def promote(place: Place, name: str, *, sleep: Waiter = time.sleep) -> str:
@@ -256,7 +261,6 @@ def _registry_id(symbol: str) -> str:
 
 
 def _container(image: str, environment: Mapping[str, str]) -> dict[str, Any]:
-    """How the server is started, as the artifact type UnmanagedContainerModel words it."""
     return {
         "imageUri": image,
         "env": [{"name": name, "value": value} for name, value in environment.items()],

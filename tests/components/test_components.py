@@ -249,7 +249,11 @@ def test_deploy_releases_what_passed(chain, tmp_path):
     champion = json.loads((tmp_path / "channels" / "production.json").read_text())
     assert champion["model_id"] == out["model"].metadata["model_id"] == released.metadata["model_id"]
     assert released.uri == str(tmp_path / "models" / champion["model_id"])
-    assert released.metadata["containerSpec"]["predictRoute"] == "/predict"
+    container = released.metadata["containerSpec"]
+    assert (container["predictRoute"], container["healthRoute"]) == ("/predict", "/health")
+    # What the server needs to start: without AUTH it refuses to.
+    assert {one["name"]: one["value"] for one in container["env"]} == {"MODEL_URI": released.uri, "AUTH": "off"}
+    assert container["ports"] == [{"containerPort": 8080}]
     assert released.schema_title == "google.UnmanagedContainerModel"
     assert "parity" in (box.folder / "note" / "data").read_text()
     assert note.metadata["outcome"] == "released"
