@@ -38,7 +38,8 @@ class FakeProject(FakeGoogle):
         }
         self.may_act_as = {pipeline}
         """Whom whoever asks may act as."""
-        self.account_roles = {serving: {"roles/iam.serviceAccountUser": {f"serviceAccount:{pipeline}"}}}
+        user = {"roles/iam.serviceAccountUser": {f"serviceAccount:{pipeline}"}}
+        self.account_roles = {serving: user, pipeline: user}
         transport = _BaseProjectsRestTransport
         self.serve(transport, "GetProject", resourcemanager_v3.GetProjectRequest, self._project)
         self.serve(transport, "GetIamPolicy", iam_policy_pb2.GetIamPolicyRequest, self._policy)
