@@ -12,19 +12,17 @@ import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from datetime import date
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from layer3 import settings, storage
-from layer3.errors import ConfigurationError, HimariError
+from layer3 import storage
+from layer3.errors import HimariError
 from pipelines.manifest import parse_manifest
+from pipelines.prices import GPU_STEPS, Line, Prices, load_prices, number
 
-__all__ = ["Estimate", "Line", "Price", "Prices", "Work", "load_prices", "month_estimate", "run_estimate"]
+__all__ = ["DEFAULTS", "Estimate", "Work", "month_estimate", "render", "run_estimate"]
 
-#: Steps whose task has a GPU in the compiled pipeline (``tests/pipelines/test_cost.py`` compares).
-GPU_STEPS: Final = frozenset({"train", "walk"})
 #: What `make run-pipeline` asks of the training where nothing is said (tests/pipelines/test_cost.py compares).
 DEFAULTS: Final = {"train_steps": 500_000, "members": 1, "folds": 18, "fold_seeds": 5, "fold_groups": 6}
 #: A past run tells how long training takes if it trained at least one such part, and at most so many times as much:
@@ -36,90 +34,6 @@ _RUNS: Final = 5
 _LOOKED_AT: Final = 50
 _DAYS: Final = 365.25 / 12
 _GIB: Final = 2.0**30
-
-
-@dataclass(frozen=True)
-class Price:
-    """``usd`` for one ``per``, after ``free`` of them in a month.
-
-    ``read`` is the day on which somebody saw the figure at ``source``, None if nobody did.
-    """
-
-    name: str
-    usd: float
-    per: str
-    source: str
-    read: date | None
-    free: float = 0.0
-    note: str = ""
-
-    def of(self, quantity: float) -> float:
-        """USD for ``quantity`` in a month."""
-        return self.usd * max(quantity - self.free, 0.0)
-
-
-@dataclass(frozen=True)
-class Assumptions:
-    """What is assumed until it is measured, or is a matter of use; minutes, GiB, MiB, bytes as the names say."""
-
-    start_minutes: float
-    gpu_start_minutes: float
-    build_minutes: float
-    seconds_per_request: float
-    bytes_per_answer: float
-    log_bytes_per_request: float
-    stored_gib: float
-    stored_gib_per_run: float
-    writes_per_run: float
-    image_gib: float
-    metrics_mib: float
-    secret_versions: float
-    step_minutes: Mapping[str, float]
-
-
-_NAMES: Final = (
-    "vertex_pipeline_run",
-    "vertex_n1_standard_4",
-    "vertex_tesla_t4",
-    "vertex_e2_standard_4",
-    "run_vcpu_second",
-    "run_gib_second",
-    "run_million_requests",
-    "storage_gib_month",
-    "storage_thousand_writes",
-    "registry_gib_month",
-    "build_minute",
-    "logging_gib",
-    "monitoring_mib",
-    "egress_gib",
-    "secret_version_month",
-)
-
-
-@dataclass(frozen=True)
-class Prices:
-    """A price table: ``prices`` by name, how many CAD a USD is, and the budget in CAD over ``budget_months``."""
-
-    prices: Mapping[str, Price]
-    usd_to_cad: float
-    rate_read: date | None
-    budget_cad: float
-    budget_months: int
-    assumptions: Assumptions
-
-    def line(self, name: str, what: str, quantity: float) -> Line:
-        price = self.prices[name]
-        return Line(what, quantity, price.per, price.of(quantity))
-
-
-@dataclass(frozen=True)
-class Line:
-    """One thing that is paid for: ``quantity`` of ``unit`` for ``usd``, the free part already taken off."""
-
-    what: str
-    quantity: float
-    unit: str
-    usd: float
 
 
 @dataclass(frozen=True)
@@ -137,42 +51,6 @@ class Estimate:
     @property
     def cad(self) -> float:
         return self.usd * self.usd_to_cad
-
-
-def load_prices(path: Path) -> Prices:
-    """Read a price table.
-
-    Raises
-    ------
-    ConfigurationError : the file is missing, not YAML, lacks a price, holds one that nobody knows, or a figure that
-        is no price; the message names file, key and value
-    """
-    document = settings.document(settings.read(path, "the price table"), str(path))
-    try:
-        table = _mapping(document, "", ("usd_to_cad", "budget", "prices", "assumptions"))
-        rate = _mapping(table["usd_to_cad"], "usd_to_cad", ("value", "source", "read"), ("note",))
-        budget = _mapping(table["budget"], "budget", ("cad", "months"))
-        listed = _mapping(table["prices"], "prices", _NAMES)
-        assumed = _mapping(table["assumptions"], "assumptions", tuple(field.name for field in fields(Assumptions)))
-        steps = assumed["step_minutes"]
-        if not isinstance(steps, Mapping) or not steps:
-            raise ConfigurationError(f"assumptions.step_minutes is {steps!r}, expected minutes by the name of a step")
-        numbers = {
-            name: _number(value, f"assumptions.{name}") for name, value in assumed.items() if name != "step_minutes"
-        }
-        for name in sorted(GPU_STEPS - set(steps)):
-            raise ConfigurationError(f"assumptions.step_minutes.{name} is missing")
-        minutes = {str(name): _number(value, f"assumptions.step_minutes.{name}") for name, value in steps.items()}
-        return Prices(
-            prices={name: _price(name, listed[name]) for name in _NAMES},
-            usd_to_cad=_number(rate["value"], "usd_to_cad.value", positive=True),
-            rate_read=_day(rate["read"], "usd_to_cad.read"),
-            budget_cad=_number(budget["cad"], "budget.cad"),
-            budget_months=int(_number(budget["months"], "budget.months", positive=True)),
-            assumptions=Assumptions(step_minutes=minutes, **numbers),
-        )
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{path}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -306,51 +184,6 @@ def _durations(store: str) -> list[_Past]:
     return [past for _, past in found[:_RUNS]]
 
 
-def _price(name: str, found: object) -> Price:
-    where = f"prices.{name}"
-    table = _mapping(found, where, ("usd", "per", "source", "read"), ("free", "note"))
-    source = table["source"]
-    if not isinstance(source, str) or not source.startswith("https://"):
-        raise ConfigurationError(f"{where}.source is {source!r}, expected the https:// address where the figure stands")
-    return Price(
-        name=name,
-        usd=_number(table["usd"], f"{where}.usd"),
-        per=str(table["per"]),
-        source=source,
-        read=_day(table["read"], f"{where}.read"),
-        free=_number(table.get("free", 0.0), f"{where}.free"),
-        note=str(table.get("note", "")),
-    )
-
-
-def _mapping(found: object, where: str, names: Sequence[str], optional: Sequence[str] = ()) -> Mapping[str, Any]:
-    if not isinstance(found, Mapping):
-        raise ConfigurationError(f"{where or 'the table'} is {found!r}, expected {', '.join(names)}")
-    prefix = f"{where}." if where else ""
-    for key in found:
-        if key not in names and key not in optional:
-            raise ConfigurationError(settings.unknown(f"{prefix}{key}", str(key), (*names, *optional)))
-    for name in names:
-        if name not in found:
-            raise ConfigurationError(f"{prefix}{name} is missing")
-    return found
-
-
-def _number(value: object, where: str, *, positive: bool = False) -> float:
-    least = "above 0" if positive else "of at least 0"
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise ConfigurationError(f"{where} is {value!r}, expected a number {least}")
-    if positive and value == 0:
-        raise ConfigurationError(f"{where} is {value!r}, expected a number {least}")
-    return float(value)
-
-
-def _day(value: object, where: str) -> date | None:
-    if value is None or (isinstance(value, date) and not hasattr(value, "hour")):
-        return value
-    raise ConfigurationError(f"{where} is {value!r}, expected a day (2026-09-08), or null where nobody has read it yet")
-
-
 def render(prices: Prices, run: Estimate, month: Estimate, runs_per_month: float) -> str:
     """The report: two tables in USD and CAD, the sum over the budget's months, and what remains."""
     text: list[str] = []
@@ -405,8 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prices = load_prices(chosen.prices)
         month = month_estimate(
             prices,
-            requests_per_day=_number(chosen.requests_per_day, "--requests-per-day"),
-            runs_per_month=_number(chosen.runs_per_month, "--runs-per-month"),
+            requests_per_day=number(chosen.requests_per_day, "--requests-per-day"),
+            runs_per_month=number(chosen.runs_per_month, "--runs-per-month"),
         )
         run = run_estimate(prices, chosen.store)
     except (HimariError, OSError) as error:

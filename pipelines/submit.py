@@ -33,9 +33,10 @@ from layer3.errors import ConfigurationError, DataError, HimariError, RefusedErr
 from layer3.market.sources import utc_now
 from pipelines import console
 from pipelines.arguments import add_options, checked
-from pipelines.cost import Estimate, load_prices, run_estimate
+from pipelines.cost import Estimate, run_estimate
 from pipelines.labels import run_labels
 from pipelines.preflight import Missing, missing
+from pipelines.prices import load_prices
 from pipelines.provenance import provenance
 from pipelines.watch import HOURS, follow, name_of, pipeline_client
 from serving.cloud import CLOUD, Cloud, Images, load_cloud

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 import compile as compiler
 from layer3.errors import ConfigurationError
 from pipelines import cost, submit
-from pipelines.cost import GPU_STEPS, Price, load_prices, month_estimate, render, run_estimate
+from pipelines.cost import month_estimate, render, run_estimate
 from pipelines.manifest import SCHEMA, write_manifest
+from pipelines.prices import GPU_STEPS, Price, load_prices
 from pipelines.spec import leaves
 from pipelines.submit import add_request_options
 

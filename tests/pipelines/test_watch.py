@@ -15,8 +15,9 @@ from google.rpc import status_pb2
 
 from layer3 import storage
 from pipelines import job, watch
-from pipelines.cost import load_prices, run_estimate
+from pipelines.cost import run_estimate
 from pipelines.manifest import parse_manifest
+from pipelines.prices import load_prices
 from pipelines.submit import Request
 from pipelines.submit import main as submit
 from pipelines.submit import submit as begin
