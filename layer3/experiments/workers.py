@@ -80,7 +80,12 @@ def workers(count: int, work: Work) -> Iterator[Workers]:
         for _ in range(count):
             ours, theirs = _PROCESSES.Pipe()
             process = _PROCESSES.Process(target=_serve, args=(theirs, work), daemon=True)
-            process.start()
+            # A worker is deaf to Ctrl-C from its first moment, not only once it has imported everything.
+            heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, heard)
             # Its end is open in the worker alone: when that dies, ours says so.
             theirs.close()
             processes.append(process)
