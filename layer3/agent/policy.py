@@ -81,13 +81,16 @@ _FARTHEST_MEAN: Final = 1e5
 _ONE_STATE: Final = (contract.STATE_DIM,)
 #: Float64 in a processor's cache line.
 _LINE: Final = 8
+#: Its hyperbolic tangent is 1 to the last bit.
+_SATURATED: Final = 40.0
 #: States that go through a network together: their hidden layers stay in the cache.
 _BLOCK: Final = 256
 
 
 class _Network(NamedTuple):
     """One member's tensors as inference wants them, float64: ``w1`` and ``b1`` normalise too, and the outputs are
-    m / 2 and log s.
+    m / 2 and log s. The first hidden layer has one unit more, which is always 1: its row of ``w2`` holds b2, and an
+    addition is saved that would take a twentieth of one answer's time.
     """
 
     low: _Doubles
@@ -95,7 +98,6 @@ class _Network(NamedTuple):
     w1: _Doubles
     b1: _Doubles
     w2: _Doubles
-    b2: _Doubles
     w3: _Doubles
     b3: tuple[float, float]
 
@@ -223,9 +225,12 @@ def _prepare(tensors: Mapping[str, Floats]) -> _Network:
     # (clip(x, mean +- reach) - mean) / std @ w1 + b1, with the subtraction and the division done here.
     w1 /= std[:, np.newaxis]
     b1 -= mean.dot(w1)
+    w1 = np.pad(w1, ((0, 0), (0, 1)))
+    b1 = np.append(b1, _SATURATED)
+    w2 = np.vstack([w2, b2])
     m, log_s = b3.tolist()
     w1, w2, w3 = (_aligned(w) for w in (w1, w2, w3 * np.array([0.5, 1.0])))
-    return _Network(mean - reach, mean + reach, w1, b1, w2, b2, w3, (0.5 * m, log_s))
+    return _Network(mean - reach, mean + reach, w1, b1, w2, w3, (0.5 * m, log_s))
 
 
 def _aligned(weights: _Doubles) -> _Doubles:
@@ -239,7 +244,7 @@ def _aligned(weights: _Doubles) -> _Doubles:
 
 def _hidden(network: _Network, states: Floats) -> _Doubles:
     """The second hidden layer, (h,) or (n, h), for states (16,) or (n, 16)."""
-    low, high, w1, b1, w2, b2, _, _ = network
+    low, high, w1, b1, w2, _, _ = network
     # Not np.clip and not np.dot, whose overheads exceed a small layer's arithmetic.
     x: _Doubles = np.maximum(states, low)
     np.minimum(x, high, out=x)
@@ -247,7 +252,6 @@ def _hidden(network: _Network, states: Floats) -> _Doubles:
     x += b1
     np.tanh(x, out=x)
     x = x.dot(w2)
-    x += b2
     np.tanh(x, out=x)
     return x
 
