@@ -91,6 +91,8 @@ def served() -> Iterator[int]:
     with tempfile.TemporaryDirectory() as folder:
         random_policy(np.random.default_rng(0), Path(folder), 4)
         environment = os.environ | {"MODEL_URI": folder, "PORT": str(port), "HOST": "127.0.0.1", "AUTH": "off"}
+        # What it logs would stand between the figures.
+        environment |= {"ACCESS_LOG_PER_SECOND": "0"}
         process = subprocess.Popen([sys.executable, "-m", "serving"], env=environment, stderr=subprocess.DEVNULL)
         try:
             wait_until_ready(port)
