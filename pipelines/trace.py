@@ -129,7 +129,8 @@ class Trace:
     def _heading(self, name: str) -> str:
         names = [leaf.name for leaf in self._leaves]
         at = names.index(name)
-        return f"[{at + 1}/{len(names)}] {self._leaves[at].display_name:<26}"
+        count = str(len(names))
+        return f"[{at + 1:>{len(count)}}/{count}] {self._leaves[at].display_name:<26}"
 
     def failure(self) -> str | None:
         """The first failed step and the end of what it said, if one failed."""

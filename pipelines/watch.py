@@ -110,7 +110,8 @@ class _Lines:
         for number, step in enumerate(found, start=1):
             if step.state != "PENDING" and self._said.get(step.name) != (step.state, step.done):
                 self._said[step.name] = (step.state, step.done)
-                print(f"[{number}/{len(found)}] {step.display_name:<26} {step.state:<10} {_time(step, None)}".rstrip())
+                place = f"[{number}/{len(found)}]"
+                print(f"{place:<7} {step.display_name:<26} {step.state:<10} {_time(step, None)}".rstrip())
         state = job.state_of(run)
         if self._said.get("") != (state, 0):
             self._said[""] = (state, 0)
