@@ -18,14 +18,12 @@ from pathlib import Path
 from typing import IO, Final, Literal
 
 from layer3 import storage
-from layer3.agent.policy import Policy
-from layer3.champion import CHANNEL, Champion, Channel, Event, load_champion, load_folder, read
+from layer3.champion import CHANNEL, Champion, Channel, Event, load_champion, read
 from layer3.errors import HimariError, ReleaseError
 
 __all__ = [
     "HISTORY",
     "exclusive",
-    "load_model",
     "promoted",
     "publish",
     "rollback",
@@ -99,21 +97,6 @@ def _present(store: str) -> Channel:
     return channel
 
 
-def load_model(model_uri: str) -> Policy:
-    """Load and verify what a ``MODEL_URI`` names: a policy folder, or a channel file (``….json``).
-
-    Raises
-    ------
-    PolicyError, ContractError : the model does not verify, or is not the one that the channel names
-    ReleaseError : the channel file is malformed
-    FileNotFoundError, SourceError, ConfigurationError : there is nothing, or no answer, at the address
-    """
-    if not model_uri.endswith(".json"):
-        return load_folder(model_uri)
-    channel = Channel.from_json(storage.read_bytes(model_uri), model_uri)
-    return load_champion(_store_of(model_uri), channel.champion)
-
-
 @contextlib.contextmanager
 def exclusive(store: str, *, patience_seconds: float = 0.0) -> Iterator[None]:
     """Hold a local store's release lock; the kernel drops it when the process ends, however it ends.
@@ -149,16 +132,6 @@ def _locked(file: IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _store_of(channel_uri: str) -> str:
-    suffix = "/".join(CHANNEL)
-    if channel_uri == suffix:
-        return "."
-    root = channel_uri.removesuffix("/" + suffix)
-    if root == channel_uri:
-        raise ReleaseError(f"{channel_uri}: expected a policy folder or …/{suffix}, which lies beside models/")
-    return root or "/"
 
 
 def _write(store: str, channel: Channel, expected: Channel | None) -> Channel:

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from layer3 import storage
 from layer3.agent.policy import Policy
-from layer3.champion import CHANNEL, Champion, Channel, load_folder, model_folder, read
+from layer3.champion import CHANNEL, Champion, Channel, load_champion, load_folder, model_folder, read
 from layer3.errors import HimariError
 from serving import channels
 from serving.models import store_policy
@@ -255,7 +255,7 @@ def _status(chosen: argparse.Namespace) -> int:
     print(f"previous  {channel.previous.model_id if channel.previous else 'none'}")
     for event in channel.history[:10]:
         print(f"  {event.at}  {event.event:<8}  {event.model_id}  replaced {event.replaced or 'nothing'}")
-    channels.load_model(storage.join(store, *CHANNEL))
+    load_champion(store, serving)
     print("the champion's files are whole and pass their self-test")
     for line in platform.describe(channel):
         print(line)

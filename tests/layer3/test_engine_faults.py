@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from layer3.agent.policy import Policy, save_policy, stack
+from layer3.agent.policy import Policy
 from layer3.breaker import BreakerConfig
 from layer3.engine import Layer3Phase1
 from layer3.live.configuration import load_config
 from layer3.types import FALLBACK_KELLY, GCP_API, LOCAL_MODEL, PositionSizingDecision
 from tests.fakes.breaker_model import BreakerModel
+from tests.fakes.policies import small_policy
 from tests.fakes.policy_server import ANSWER, BEHAVIOURS, GONE, PolicyServer
 from tests.fakes.timing import noise
 from tests.layer3 import test_remote_faults
@@ -34,22 +35,8 @@ ALWAYS_ASK = {"failures": 10**9, "minimum_calls": 10**9, "window_calls": 10**9}
 
 @pytest.fixture(scope="module")
 def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rng = np.random.default_rng(0)
-    shapes = {
-        "mean": (16,),
-        "std": (16,),
-        "w1": (16, 8),
-        "b1": (8,),
-        "w2": (8, 8),
-        "b2": (8,),
-        "w3": (8, 2),
-        "b3": (2,),
-    }
-    tensors = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
-    tensors["std"] = np.ones(16, dtype=np.float32)
-    states = rng.normal(0, 1, (32, 16)).astype(np.float32)
     folder = tmp_path_factory.mktemp("policy")
-    saved: Policy = save_policy(folder, stack([tensors]), {"data": {"end": "2025-01-01T00:00:00Z"}}, states)
+    saved: Policy = small_policy(folder)
     assert saved.model_id
     return folder
 

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from layer3 import contract
-from layer3.agent.policy import Policy, save_policy, stack
+from layer3.agent.policy import Policy
 from layer3.champion import Champion, Channel
 from layer3.size import main
 from layer3.sizing.request import EXAMPLE
+from tests.fakes.policies import small_policy
 
 NAMED = {"policy_sha256": "0" * 64, "contract": contract.VERSION, "released_at": "2026-01-01", "run_id": "run-1"}
 
@@ -57,21 +58,7 @@ def served() -> Iterator[tuple[str, list[list[float]]]]:
 
 
 def release(store: Path) -> Policy:
-    rng = np.random.default_rng(0)
-    shapes = {
-        "mean": (16,),
-        "std": (16,),
-        "w1": (16, 8),
-        "b1": (8,),
-        "w2": (8, 8),
-        "b2": (8,),
-        "w3": (8, 2),
-        "b3": (2,),
-    }
-    tensors = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
-    tensors["std"] = np.ones(16, dtype=np.float32)
-    states = rng.normal(0, 1, (32, 16)).astype(np.float32)
-    policy = save_policy(store / "scratch", stack([tensors]), {"data": {"end": "2025-01-01T00:00:00Z"}}, states)
+    policy = small_policy(store / "scratch")
     (store / "models").mkdir()
     (store / "scratch").rename(store / "models" / policy.model_id)
     (store / "channels").mkdir()

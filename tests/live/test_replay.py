@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layer3.agent.policy import Policy, save_policy, stack
+from layer3.agent.policy import Policy
 from layer3.errors import DataError
 from layer3.live.configuration import digest_of, load_config
 from layer3.live.decision_log import DecisionLog
@@ -22,6 +22,7 @@ from layer3.live.phase1 import Layer3Phase1
 from layer3.live.recorder import Recorder, head
 from layer3.live.replay import replay
 from layer3.types import Action, CascadeIndicators, Regime, TacticalSignal
+from tests.fakes.policies import small_policy
 
 NOW = 1_767_258_000_000_000_000
 HOUR = 3_600_000_000_000
@@ -61,21 +62,7 @@ def records(desk: Desk) -> list[dict[str, Any]]:
 
 
 def policy(folder: Path) -> Policy:
-    rng = np.random.default_rng(0)
-    shapes = {
-        "mean": (16,),
-        "std": (16,),
-        "w1": (16, 8),
-        "b1": (8,),
-        "w2": (8, 8),
-        "b2": (8,),
-        "w3": (8, 2),
-        "b3": (2,),
-    }
-    tensors = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
-    tensors["std"] = np.ones(16, dtype=np.float32)
-    states = rng.normal(0, 1, (32, 16)).astype(np.float32)
-    return save_policy(folder, stack([tensors]), {"data": {"end": "2025-01-01T00:00:00Z"}}, states)
+    return small_policy(folder)
 
 
 def a_long_day(desk: Desk) -> None:

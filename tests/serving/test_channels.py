@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layer3 import storage
-from layer3.champion import Champion, Channel, load_folder, model_folder, read
+from layer3.champion import Champion, Channel, load, load_folder, model_folder, read
 from layer3.errors import ConfigurationError, PolicyError, ReleaseError, SourceError
 from serving import channels
 from serving.channels import HISTORY
@@ -140,7 +140,7 @@ def test_publish_read_roll_back(any_store: str, tmp_path: Path) -> None:
     assert back == read(any_store)
     assert back.champion.model_id == first.model_id
     assert back.champion.released_at == "2026-03-01T00:00:00+00:00"
-    assert channels.load_model(f"{any_store}/channels/production.json").model_id == first.model_id
+    assert load(any_store).model_id == first.model_id
     assert channels.rollback(any_store, now=later).champion.model_id == second.model_id
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from layer3 import contract
 from layer3.agent.policy import load_policy
-from layer3.champion import read
+from layer3.champion import load, read
 from layer3.errors import ReleaseError
 from serving import candidate as beside
 from serving import channels
@@ -119,7 +119,7 @@ def test_a_champion_whose_files_are_lost_is_repaired_by_its_own_release(store: P
     (store / "models" / model_id / "manifest.json").unlink()
     done = release(tmp_path / "champion", store=str(store), run_id="run-9")
     assert (done.outcome, done.previous) == ("released", None)
-    assert channels.load_model(str(store / "channels" / "production.json")).model_id == model_id
+    assert load(str(store)).model_id == model_id
 
 
 def test_beside_a_serving_champion(store: Path, candidate: Path) -> None:
@@ -143,7 +143,7 @@ def test_into_a_bucket(store: Path, candidate: Path, monkeypatch: pytest.MonkeyP
             gcs.put("bucket", f"deep/{path.relative_to(store)}", path.read_bytes())
         done = release(candidate, store="gs://bucket/deep", run_id="r")
         assert (done.model_id, done.previous) == (new, old)
-        assert channels.load_model("gs://bucket/deep/channels/production.json").model_id == new
+        assert load("gs://bucket/deep").model_id == new
 
 
 def test_a_relative_store_from_another_folder(store: Path, candidate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,7 @@ def refuse(store: Path, candidate: Path, step: str, said: str, **options: Any) -
     assert "was not released" in str(caught.value)
     assert snapshot(store, "channels") == before
     assert snapshot(store, f"models/{old}") == kept
-    assert channels.load_model(str(store / "channels" / "production.json")).model_id == old
+    assert load(str(store)).model_id == old
 
 
 def test_a_candidate_that_is_not_there(store: Path, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_killed_at_any_step_the_champion_serves_and_the_same_command_finishes(
     )
     assert killed.returncode == -signal.SIGKILL
     assert snapshot(store, "channels") == before
-    assert channels.load_model(str(store / "channels" / "production.json")).model_id == old
+    assert load(str(store)).model_id == old
     deadline = time.monotonic() + 15
     while _answers(port):  # the orphan sees its standard input close
         assert time.monotonic() < deadline, "the candidate outlived its release"
