@@ -77,7 +77,7 @@ class Door:
             reply = route.answer(body)
         except Problem as problem:
             reply = self._refusal(problem, request_id)
-        except Exception:
+        except Exception:  # a request's outermost frame: the traceback is for the log, the caller gets a 500
             logger.exception(_BUG, request_id)
             reply = self._refusal(bug(), request_id)
         return self._finish(reply, route.name, method, path, headers, began, request_id, caller), request_id
@@ -107,7 +107,7 @@ class Door:
             reply = self._refusal(not_yet("the server is stopping", 1), request_id)
         except Problem as problem:
             reply = self._refusal(problem, request_id)
-        except Exception:
+        except Exception:  # likewise
             logger.exception(_BUG, request_id)
             reply = self._refusal(bug(), request_id)
         reply = self._finish(reply, name, method, path, headers, began, request_id, caller)
