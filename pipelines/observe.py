@@ -15,6 +15,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,8 +58,8 @@ class Watcher:
 class Children:
     """The processes of the steps that run now.
 
-    A loop's iterations run in threads, which no signal reaches and which kfp waits for: a run that is stopped
-    ends their processes itself, and no step is started, or tried again, after that.
+    They are started by threads, which no signal reaches and which are waited for: a run that is stopped ends
+    the processes itself, and no step is started, or tried again, after that.
     """
 
     def __init__(self) -> None:
@@ -149,7 +150,12 @@ def observed(run_id: str, logs: Path, root: Path, watcher: Watcher) -> Iterator[
         execution.attempts += 1
         execution.log = logs / f"{execution.name}{f'-{execution.iteration}' if execution.iteration > 1 else ''}.log"
         tell = functools.partial(watcher.progress, execution)
-        code = _run(handler.full_command, handler.env_vars, root, execution.log, tell, children)
+        # In a thread of its own, where no signal can come between a process's start and its being watched: nobody
+        # would end it, and the run would wait for it.
+        with ThreadPoolExecutor(1) as apart:
+            code = apart.submit(
+                _run, handler.full_command, handler.env_vars, root, execution.log, tell, children
+            ).result()
         return status.Status.SUCCESS if code == 0 else status.Status.FAILURE
 
     task_executor.execute_single_task = execute

@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,5 +47,21 @@ def only_loopback() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     patch.setattr(socket.socket, "connect", guarded)
     patch.setattr(socket.socket, "connect_ex", guarded_ex)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def what_fails_ends_its_children() -> Iterator[None]:
+    """``with Popen(…)`` waits for its process even after a failed assertion: forever, if that was about its end."""
+    leave = subprocess.Popen.__exit__
+
+    def killed(self: subprocess.Popen[Any], *raised: Any) -> None:
+        if raised[0] is not None:
+            self.kill()
+        leave(self, *raised)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(subprocess.Popen, "__exit__", killed)
     yield
     patch.undo()

@@ -399,6 +399,48 @@ def test_a_run_that_is_stopped_says_so_and_leaves_no_process(tmp_path, spec, how
             assert str(tmp_path).encode() not in path.read_bytes()
 
 
+#: A run whose first step would take ten minutes, told to stop just when that step's process has begun.
+AT_ONCE = """
+import os, signal, subprocess, sys, time
+from pipelines import local, observe
+
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.3)
+
+class Popen(subprocess.Popen):
+    def __init__(self, command, **settings):
+        super().__init__([sys.executable, "-c", "import time; time.sleep(600)"], **settings)
+        print(self.pid, file=sys.stderr, flush=True)
+        if sys.argv[1] == "begun":
+            stop()
+
+class Children(observe.Children):
+    def watched(self, process):
+        if sys.argv[1] == "not watched yet":
+            stop()
+        return super().watched(process)
+
+def run(*arguments, original=observe._run):
+    observe.subprocess.Popen = Popen
+    return original(*arguments)
+
+observe._run, observe.Children = run, Children
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+sys.exit(local.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("moment", ["begun", "not watched yet"])
+def test_a_stop_just_when_a_process_has_begun_ends_that_too(tmp_path, spec, moment):
+    arguments = ["--store", str(tmp_path), "--spec", str(spec), "--data", PLANTED]
+    command = [sys.executable, "-c", AT_ONCE, moment, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130, done.stderr
+    assert "stopped" in done.stderr
+    assert not Path("/proc", done.stderr.split()[0]).exists()
+
+
 def test_a_step_that_is_killed_says_by_what_and_not_what_kfp_printed(tmp_path):
     log = tmp_path / "train.log"
     code = 'import os; print("{\\n  \\"schemaTitle\\": 1\\n}\\nSteps 1", flush=True); os.kill(os.getpid(), 9)'
