@@ -132,11 +132,12 @@ def test_connections_beyond_the_limit_hear_so_at_once_and_health_is_still_told(p
 
 
 def test_an_idle_connection_makes_room(policy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "_QUIET_SECONDS", -1.0)  # the loop's clock ticks in milliseconds
+    monkeypatch.setattr(protocol, "_QUIET_SECONDS", -1.0)
     with ready(policy_folder, MAX_IN_FLIGHT="2") as client, ExitStack() as stack:
         idle = [stack.enter_context(connected(client, PREDICT)) for _ in range(2)]
         for connection in idle:
             assert statuses(read_answers(connection, 1)) == [200]
+        time.sleep(0.05)  # the loop's clock ticks in milliseconds: without it all would be idle for equally long
         for _ in range(3):
             newer = stack.enter_context(connected(client, PREDICT))
             assert statuses(read_answers(newer, 1)) == [200]
