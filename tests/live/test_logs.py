@@ -68,7 +68,7 @@ def test_the_time_is_utc_wherever_the_machine_stands() -> None:
 
 def test_the_id_follows_threads_and_tasks_each_its_own(log: tuple[logging.Logger, io.StringIO]) -> None:
     logger, stream = log
-    barrier = threading.Barrier(4, timeout=10)
+    barrier = threading.Barrier(4, timeout=120)
 
     def work(name: str) -> None:
         with correlation(name):

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,20 +10,23 @@ import pytest
 from layer3.engine import Layer3Phase1RL
 from layer3.live.configuration import Layer3Config, load_config
 from layer3.live.reload import ConfigWatcher
+from tests.fakes.servers import wait_for
 from tests.live.desk import CALM, NOON, OFF, Desk, signal_of
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 15.0
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def replaced(file: Path, text: str) -> None:
+    """Write as an editor does: nobody sees an empty file on the way."""
+    partial = file.with_name("partial")
+    partial.write_text(text)
+    partial.rename(file)
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "layer3.yaml"
     path.write_text("portfolio_value: 1000\n")
+    # A file system's clock may tick in hundredths of a second: what a test writes next is of another time.
+    os.utime(path, (0, 0))
     return path
 
 
@@ -41,14 +44,12 @@ def test_a_changed_file_takes_effect(file: Path, watched: tuple[Desk, ConfigWatc
     watcher.callbacks.append(told.append)
     before = desk.size()
     file.write_text("portfolio_value: 2000\n")
-    until(lambda: watcher.reloads == 1 and bool(told))
+    wait_for(lambda: watcher.reloads == 1 and bool(told))
     after = desk.size()
     assert after.position_size_usd == pytest.approx(2.0 * before.position_size_usd)
     assert after.config_hash == told[0].digest() != before.config_hash
-    replacement = file.with_name("other")
-    replacement.write_text("portfolio_value: 3000\n")
-    replacement.rename(file)  # as an editor does
-    until(lambda: watcher.reloads == 2)
+    replaced(file, "portfolio_value: 3000\n")
+    wait_for(lambda: watcher.reloads == 2)
     assert desk.engine.config.portfolio_value == 3_000.0
 
 
@@ -70,12 +71,12 @@ def test_a_bad_file_keeps_the_one_before_and_says_so(file: Path, caplog: pytest.
     watcher = ConfigWatcher(file, lambda: load_config(file), desk.engine)
     with caplog.at_level(logging.ERROR):
         file.write_text(text)
-        until(lambda: watcher.rejected >= 1)
+        wait_for(lambda: watcher.rejected >= 1)
     assert desk.engine.config.portfolio_value == 1_000.0
     assert "the one before stays" in caplog.text
     assert desk.size().refusal is None
     file.unlink()
-    until(lambda: watcher.rejected >= 2)
+    wait_for(lambda: watcher.rejected >= 2)
     assert watcher.reloads == 0
     watcher.stop()
 
@@ -83,11 +84,11 @@ def test_a_bad_file_keeps_the_one_before_and_says_so(file: Path, caplog: pytest.
 def test_a_fault_of_the_program_does_not_end_the_watching(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     desk, loads = Desk({**OFF, "portfolio_value": 1_000.0}), [lambda: 1 / 0, lambda: load_config(file, OFF)]
     watcher = ConfigWatcher(file, lambda: loads.pop(0)(), desk.engine)  # type: ignore[arg-type, return-value]
-    file.write_text("portfolio_value: 2000\n")
-    until(lambda: watcher.rejected == 1)
+    replaced(file, "portfolio_value: 2000\n")
+    wait_for(lambda: watcher.rejected == 1)
     assert "ZeroDivisionError" in caplog.text
-    file.write_text("portfolio_value: 3000\n")
-    until(lambda: watcher.reloads == 1)
+    replaced(file, "portfolio_value: 3000\n")
+    wait_for(lambda: watcher.reloads == 1)
     assert desk.engine.config.portfolio_value == 3_000.0
     watcher.stop()
 
@@ -110,7 +111,7 @@ def test_a_callback_that_fails_harms_nothing(
 
     watcher.callbacks += [failing, told.append]
     file.write_text("portfolio_value: 5000\n")
-    until(lambda: len(told) == 1)
+    wait_for(lambda: len(told) == 1)
     assert watcher.callback_errors == 1
     assert "a callback of the configuration failed" in caplog.text
     assert desk.engine.config.portfolio_value == 5_000.0
@@ -129,9 +130,10 @@ def test_decisions_go_on_under_reloads() -> None:
 
 def test_the_older_constructor_follows_its_file(file: Path) -> None:
     file.write_text("portfolio_value: 1000\npolicy: {enabled: false}\n")
+    os.utime(file, (0, 0))
     with Layer3Phase1RL(config_path=file, kelly_fraction=0.2, clock=lambda: NOON) as engine:
         assert engine.watcher is not None
         file.write_text("portfolio_value: 4000\npolicy: {enabled: false}\n")
-        until(lambda: engine.config.portfolio_value == 4_000.0)
+        wait_for(lambda: engine.config.portfolio_value == 4_000.0)
         assert engine.config.chain.kelly.kelly_share == 0.2  # what code says stays above the file
         assert engine.calculate_position(signal_of(), CALM, 100.0).portfolio_value == 4_000.0

@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
@@ -178,10 +177,7 @@ def test_the_breaker_goes_on_too() -> None:
 def test_it_is_saved_while_it_runs(tmp_path: Path) -> None:
     desk = Desk(keep(tmp_path, every_s=0.02))
     desk.size()
-    deadline = time.monotonic() + 10.0
-    while (state := read_state(tmp_path / "state.json")) is None or "BTC-USD" not in state["memory"]["symbols"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: (s := read_state(tmp_path / "state.json")) and "BTC-USD" in s["memory"]["symbols"])
     desk.engine.close()
 
 
@@ -193,10 +189,7 @@ def test_a_disk_that_refuses_is_logged_and_tried_again(caplog: pytest.LogCapture
         raise OSError("no space")
 
     saver = Saver(save, 0.01)
-    deadline = time.monotonic() + 10.0
-    while len(tried) < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_for(lambda: len(tried) >= 3)
     saver.stop()
     assert "could not be saved" in caplog.text
 
