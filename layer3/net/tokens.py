@@ -1,4 +1,4 @@
-"""Identity tokens for a service that answers only to those it knows, as Cloud Run does."""
+"""Tokens of the account that this machine runs as on Google Cloud, from its metadata server."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from layer3.net.address import Place, lookup
 from layer3.net.transport import Budget, Pool, run
 from layer3.net.wire import brief, request_bytes
 
-__all__ = ["TokenSource", "checked_token", "metadata_tokens"]
+__all__ = ["TokenSource", "access_tokens", "checked_token", "metadata_tokens"]
 
 #: Returns a token and when it expires, in Unix seconds. It is called by a thread that may wait.
 TokenSource: TypeAlias = Callable[[], tuple[str, float]]
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/=-]{1,16384}")
 _HOST: Final = "metadata.google.internal"
-_PATH: Final = "/computeMetadata/v1/instance/service-accounts/default/identity"
+_ACCOUNT: Final = "/computeMetadata/v1/instance/service-accounts/default"
 _FLAVOR: Final = "Google"
 _SECONDS: Final = 5.0
 
@@ -57,20 +57,49 @@ def metadata_tokens(url: str) -> TokenSource:
     """
     service = Place.parse(url)
     audience = f"{service.scheme}://{service.authority}"
-    place = Place.parse(f"http://{os.environ.get('GCE_METADATA_HOST') or _HOST}")
-    target = f"{_PATH}?audience={quote(audience, safe='')}&format=full"
-    request = request_bytes("GET", target, {"Host": place.authority, "Metadata-Flavor": _FLAVOR})
+    place = _metadata_server()
 
     def fetch() -> tuple[str, float]:
-        addresses = lookup(place)
-        with closing(Pool(lambda: addresses, place.host, None)) as pool:
-            answer = run(pool.exchange(request, Budget.start(place.url, _SECONDS)))
-        if answer.status != 200 or answer.headers.get("metadata-flavor") != _FLAVOR:
-            raise SourceError(f"{place.url} gave no identity token: HTTP {answer.status}: {brief(answer.body)}")
-        token = answer.body.decode("ascii", errors="replace").strip()
+        body = _ask(place, f"identity?audience={quote(audience, safe='')}&format=full", "identity token")
+        token = body.decode("ascii", errors="replace").strip()
         return token, _expiry(token, place.url)
 
     return fetch
+
+
+def access_tokens() -> TokenSource:
+    """Tokens for Google's own services, as :func:`metadata_tokens` gets those for a service of ours.
+
+    Raises
+    ------
+    ConfigurationError : ``GCE_METADATA_HOST`` is no host
+    """
+    place = _metadata_server()
+
+    def fetch() -> tuple[str, float]:
+        body = _ask(place, "token", "access token")
+        try:
+            said: Any = json.loads(body)
+            return said["access_token"], time.time() + float(said["expires_in"])
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise SourceError(f"{place.url}: its access token cannot be read: {type(error).__name__}") from None
+
+    return fetch
+
+
+def _metadata_server() -> Place:
+    return Place.parse(f"http://{os.environ.get('GCE_METADATA_HOST') or _HOST}")
+
+
+def _ask(place: Place, name: str, what: str) -> bytes:
+    """What the metadata server says under ``name`` of this machine's account."""
+    addresses = lookup(place)
+    request = request_bytes("GET", f"{_ACCOUNT}/{name}", {"Host": place.authority, "Metadata-Flavor": _FLAVOR})
+    with closing(Pool(lambda: addresses, place.host, None)) as pool:
+        answer = run(pool.exchange(request, Budget.start(place.url, _SECONDS)))
+    if answer.status != 200 or answer.headers.get("metadata-flavor") != _FLAVOR:
+        raise SourceError(f"{place.url} gave no {what}: HTTP {answer.status}: {brief(answer.body)}")
+    return answer.body
 
 
 def _expiry(token: str, where: str) -> float:

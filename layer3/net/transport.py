@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar
 
 from layer3.errors import SourceError
-from layer3.net.wire import Answer, AnswerReader
+from layer3.net.wire import MAX_BODY, Answer, AnswerReader
 
 __all__ = ["Address", "Budget", "Pool", "Steps", "arun", "run"]
 
@@ -130,15 +130,21 @@ class Pool:
     """Keep-alive connections to one place, for any number of threads and event loops.
 
     ``addresses`` gives where to connect, ``None`` while that is not known yet, or raises a SourceError.
-    With ``tls`` the server's certificate is checked against ``host``.
+    With ``tls`` the server's certificate is checked against ``host``. An answer's body has at most
+    ``max_body`` bytes.
     """
 
     def __init__(
-        self, addresses: Callable[[], tuple[Address, ...] | None], host: str, tls: ssl.SSLContext | None
+        self,
+        addresses: Callable[[], tuple[Address, ...] | None],
+        host: str,
+        tls: ssl.SSLContext | None,
+        max_body: int = MAX_BODY,
     ) -> None:
         self._addresses = addresses
         self._host = host
         self._tls = tls
+        self._max_body = max_body
         # A deque's ends are atomic: no lock. The newest is taken first, the oldest dies of age.
         self._idle: deque[tuple[socket.socket, float]] = deque()
         self._process = os.getpid()
@@ -205,7 +211,7 @@ class Pool:
 
     def _converse(self, sock: socket.socket, request: bytes, budget: Budget) -> Steps[Answer]:
         reusable = False
-        reader = AnswerReader(budget.where)
+        reader = AnswerReader(budget.where, self._max_body)
         try:
             yield from _send(sock, request, budget)
             while True:

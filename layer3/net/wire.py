@@ -15,7 +15,7 @@ from layer3.errors import SourceError
 
 __all__ = ["MAX_BODY", "MAX_HEAD", "Answer", "AnswerReader", "brief", "request_bytes"]
 
-#: Largest body and largest heads (interim ones included) of an answer, in bytes.
+#: Largest body, where nobody says otherwise, and largest heads (interim ones included) of an answer, in bytes.
 MAX_BODY: Final = 65_536
 MAX_HEAD: Final = 16_384
 #: Longest line of a chunk's size, and the largest trailer.
@@ -53,10 +53,11 @@ def brief(data: bytes | bytearray) -> str:
 class AnswerReader:
     """Feed it what arrives until it returns the answer. ``where`` names the other side in errors."""
 
-    __slots__ = ("_buffer", "_chunks", "_head", "_interim", "_length", "_where")
+    __slots__ = ("_buffer", "_chunks", "_head", "_interim", "_length", "_max_body", "_where")
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, max_body: int = MAX_BODY) -> None:
         self._where = where
+        self._max_body = max_body
         self._buffer = bytearray()
         self._head: tuple[int, dict[str, str], bool] | None = None
         self._interim = 0
@@ -107,8 +108,8 @@ class AnswerReader:
         return SourceError(f"{self._where}: {what}")
 
     def _limit(self, size: int) -> None:
-        if size > MAX_BODY:
-            raise self._broken(f"the answer exceeds {MAX_BODY} bytes")
+        if size > self._max_body:
+            raise self._broken(f"the answer exceeds {self._max_body} bytes")
 
     def _read_head(self) -> bool:
         buffer = self._buffer
