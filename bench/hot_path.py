@@ -10,7 +10,8 @@ import numpy as np
 
 from layer3.agent.bars import prepare
 from layer3.agent.environment import EnvironmentConfig, TradingEnvironment, episode_starts
-from layer3.agent.policy import Policy, save_policy, stack
+from layer3.agent.policy import Policy, stack
+from layer3.agent.policy_file import save_policy
 from layer3.market import sources
 from layer3.sizing.chain import SizingChain
 from layer3.sizing.request import EXAMPLE, parse_request

@@ -36,7 +36,7 @@ def deploy(
     from pathlib import Path
 
     from layer3 import storage
-    from layer3.agent.policy import load_policy
+    from layer3.agent.policy_file import load_policy
     from layer3.errors import ReleaseError
     from serving.platforms.connect import connect
     from serving.platforms.target import Target

@@ -17,14 +17,14 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from layer3 import storage
-from layer3.agent.policy import Policy, load_policy, read_policy
+from layer3.agent.policy import Policy
+from layer3.agent.policy_file import FILES, load_policy, read_policy
 from layer3.errors import PolicyError, ReleaseError
 from layer3.moments import nanoseconds
 from layer3.trials import market_of
 
 __all__ = [
     "CHANNEL",
-    "FILES",
     "Champion",
     "Channel",
     "Event",
@@ -39,8 +39,6 @@ __all__ = [
 
 #: Where the channel file lies below a store's root.
 CHANNEL: Final = ("channels", "production.json")
-#: Of a model's folder, in the order in which they are written.
-FILES: Final = ("policy.safetensors", "manifest.json")
 _MODEL_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -150,7 +148,7 @@ def load_folder(uri: str) -> Policy:
 
     Raises
     ------
-    PolicyError, ContractError : as :func:`layer3.agent.policy.load_policy`
+    PolicyError, ContractError : as :func:`layer3.agent.policy_file.load_policy`
     SourceError : the bucket does not answer
     """
     if not storage.is_remote(uri):
@@ -167,7 +165,7 @@ def load_folder(uri: str) -> Policy:
 
 
 def load_verified(folder: Path) -> Policy:
-    """:func:`layer3.agent.policy.load_policy` of a manifest that may hold anything."""
+    """:func:`layer3.agent.policy_file.load_policy` of a manifest that may hold anything."""
     with _malformed(str(folder / FILES[1])):
         return load_policy(folder)
 

@@ -12,7 +12,8 @@ import pandas as pd
 
 from layer3 import champion, trials
 from layer3.agent.bars import Bars, load_bars
-from layer3.agent.policy import Policy, load_policy
+from layer3.agent.policy import Policy
+from layer3.agent.policy_file import load_policy
 from layer3.backtest.engine import SECTIONS, evaluate
 from layer3.backtest.evidence import Effort, Progress, Subject, gather
 from layer3.backtest.record import Evaluation, Evidence, WalkForward

@@ -16,7 +16,8 @@ import pandas as pd
 from layer3 import contract, storage, trials
 from layer3.agent.bars import Bars, load_bars, prepare, save_bars
 from layer3.agent.environment import Account, EnvironmentConfig
-from layer3.agent.policy import GOLDEN_PAIRS, Policy, save_policy, stack
+from layer3.agent.policy import Policy, stack
+from layer3.agent.policy_file import GOLDEN_PAIRS, save_policy
 from layer3.backtest.engine import Decide, asking, run
 from layer3.backtest.metrics import summarise
 from layer3.backtest.record import KELLY_ONLY, POLICY

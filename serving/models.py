@@ -11,7 +11,8 @@ from pathlib import Path
 
 from layer3 import storage
 from layer3.agent.policy import Policy
-from layer3.champion import FILES, load_folder, load_verified, model_folder
+from layer3.agent.policy_file import FILES
+from layer3.champion import load_folder, load_verified, model_folder
 from layer3.errors import ReleaseError
 
 __all__ = ["StoredPolicy", "store_policy"]

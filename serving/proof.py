@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from layer3 import contract
-from layer3.agent.policy import PARITY, Policy
+from layer3.agent.policy import Policy
+from layer3.agent.policy_file import PARITY
 from layer3.errors import ReleaseError
 
 __all__ = ["NO_ANSWER", "Server", "check_pair", "check_parity", "predict", "prediction", "wait_until_ready"]

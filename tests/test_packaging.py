@@ -60,7 +60,7 @@ def test_gymnasium_comes_only_with_its_extra_and_without_torch():
     assert "torch" not in closure("himari[gym]")
 
 
-@pytest.mark.parametrize("module", ["layer3.contract", "layer3.agent.policy", "layer3.types", "layer3.size"])
+@pytest.mark.parametrize("module", ["layer3.contract", "layer3.agent.policy_file", "layer3.types", "layer3.size"])
 def test_what_serves_imports_no_heavy_package(module):
     heavy = [
         "torch",

@@ -13,7 +13,8 @@ import pandas as pd
 
 from bench.calibration.markets import YEAR, Design, Market, make
 from layer3.agent.bars import Bars, concatenate, prepare
-from layer3.agent.policy import Policy, save_policy, stack
+from layer3.agent.policy import Policy, stack
+from layer3.agent.policy_file import save_policy
 from layer3.agent.population import Settings, Trained, train
 from layer3.agent.ppo import PPOConfig
 from layer3.backtest.engine import evaluate

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.load.requests import states
-from layer3.agent.policy import load_policy
+from layer3.agent.policy_file import load_policy
 
 __all__ = ["forward_seconds"]
 

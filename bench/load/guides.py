@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from layer3.agent.policy import load_policy
+from layer3.agent.policy_file import load_policy
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from bench.load import wrk
 from bench.load.client import Outcome, open_loop
 from bench.load.requests import bodies, request, states
 from bench.load.servers import Contender, Running, running, seconds_to_ready
-from layer3.agent.policy import PARITY, Policy
+from layer3.agent.policy import Policy
+from layer3.agent.policy_file import PARITY
 
 __all__ = [
     "BATCH",

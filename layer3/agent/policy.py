@@ -1,9 +1,4 @@
-"""A trained policy as a file, and its inference in numpy.
-
-A policy is a folder with two files: ``policy.safetensors`` (weights and the observation's
-normalisation) and ``manifest.json`` (contract version, architecture, data, seed, metrics, and
-golden pairs of state and answer). Nothing is pickled; loading verifies the hash, the contract,
-the kind of network, the shapes and the golden pairs, or refuses.
+"""A trained policy's inference in numpy; layer3/agent/policy_file.py writes it down and reads it.
 
 A policy has one or more members, networks of one shape. Each one is
 ``clip((x - mean) / std) -> tanh -> tanh -> (m, log s)``, log s clipped, and its multiplier is
@@ -26,35 +21,18 @@ processor, which chooses the order of its sums; nine digits further up they do n
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from numpy.typing import ArrayLike, NDArray
 
-from layer3 import contract, storage
-from layer3.errors import ContractError, PolicyError
+from layer3 import contract
+from layer3.errors import PolicyError
 
-__all__ = [
-    "GOLDEN_PAIRS",
-    "LOG_SD_HIGH",
-    "LOG_SD_LOW",
-    "OBSERVATION_CLIP",
-    "PARITY",
-    "Policy",
-    "golden_pairs",
-    "load_policy",
-    "read_policy",
-    "save_policy",
-    "stack",
-]
+__all__ = ["LOG_SD_HIGH", "LOG_SD_LOW", "OBSERVATION_CLIP", "Policy", "stack"]
 
 Floats = NDArray[np.float32]
 _Doubles = NDArray[np.float64]
@@ -64,14 +42,8 @@ OBSERVATION_CLIP: Final = 10.0
 #: Bounds of the logarithm of u's standard deviation, in training and in inference alike.
 LOG_SD_LOW: Final = -4.0
 LOG_SD_HIGH: Final = 1.5
-#: Largest difference allowed between a golden pair and what a server answers.
-PARITY: Final = 1e-5
-GOLDEN_PAIRS: Final = 32
 
-_WEIGHTS: Final = "policy.safetensors"
-_MANIFEST: Final = "manifest.json"
 _TENSORS: Final = ("mean", "std", "w1", "b1", "w2", "b2", "w3", "b3")
-_DISTRIBUTION: Final = "logit-normal on [0, 2]"
 #: 2 sigmoid(u) = 1 + tanh(u / 2), which no u overflows; 1 is half the multiplier's range.
 _HALF_RANGE: Final = contract.MULTIPLIER_HIGH / 2.0
 #: Half of the standard normal distribution's upper quartile: u's quartiles are m / 2 +- this times s, doubled.
@@ -174,22 +146,6 @@ class Policy:
         shaped = outputs.reshape(self.members, *x.shape[:-1], 2)
         return shaped[..., 0], shaped[..., 1]
 
-    def self_test(self) -> None:
-        """Raise :class:`PolicyError` unless the golden pairs are reproduced within ``PARITY``."""
-        golden = self.manifest["golden"]
-        states = np.array([pair["state"] for pair in golden], dtype=np.float32)
-        if len(golden) != GOLDEN_PAIRS or states.shape != (GOLDEN_PAIRS, contract.STATE_DIM):
-            raise PolicyError(f"{_MANIFEST}: expected {GOLDEN_PAIRS} golden pairs of {contract.STATE_DIM} numbers")
-        multiplier, confidence = self.act(states)
-        for name, got in (("multiplier", multiplier), ("confidence", confidence)):
-            expected = np.array([pair[name] for pair in golden], dtype=np.float64)
-            worst = float(np.max(np.abs(got - expected)))
-            if not worst <= PARITY:
-                raise PolicyError(
-                    f"policy {self.model_id}: its own golden pairs come out {worst:.2e} off in {name} "
-                    f"(allowed {PARITY:.0e}): the file does not hold the network that was trained"
-                )
-
 
 def stack(members: Sequence[Mapping[str, ArrayLike]]) -> dict[str, Floats]:
     """Tensors of a policy from those of its members, which have no leading axis: ``mean`` (16,), ``w1`` (16, h), ...
@@ -284,142 +240,6 @@ def _median(half_m: _Doubles) -> _Doubles:
 def _between_quartiles(middle: Any, half_gap: Any) -> Any:
     """tanh(a + g) - tanh(a - g) of tanh(a) and tanh(g): the quartiles' distance, in halves of the range."""
     return 2.0 * half_gap * (1.0 - middle * middle) / (1.0 - (middle * half_gap) ** 2)
-
-
-def golden_pairs(policy: Policy, states: Floats) -> list[dict[str, Any]]:
-    """The policy's answers to ``GOLDEN_PAIRS`` of ``states`` (n, 16), spread evenly, as the manifest keeps them.
-
-    Spread, because an episode starts flat: the first states hold no position, and would leave
-    the weights of everything about positions untested.
-    """
-    if len(states) < GOLDEN_PAIRS:
-        raise PolicyError(f"{GOLDEN_PAIRS} states are needed for golden pairs, got {len(states)}")
-    chosen = states[np.linspace(0, len(states) - 1, GOLDEN_PAIRS).astype(int)]
-    multiplier, confidence = policy.act(chosen)
-    return [
-        {"state": [float(v) for v in state], "multiplier": float(m), "confidence": float(c)}
-        for state, m, c in zip(chosen, multiplier, confidence, strict=True)
-    ]
-
-
-def save_policy(folder: Path, tensors: Mapping[str, Floats], details: Mapping[str, Any], states: Floats) -> Policy:
-    """Write ``policy.safetensors`` and ``manifest.json`` into ``folder`` and return the policy.
-
-    ``tensors`` are those of :class:`Policy`, with a leading axis of members. ``details`` must hold
-    ``data`` (with ``end``, an ISO time); everything in it goes into the manifest as it is.
-    ``states`` (n, 16) are real observations to draw golden pairs from. The same inputs give the
-    same bytes.
-    """
-    _check_names(tensors, "policy tensors")
-    draft = Policy({name: np.ascontiguousarray(tensors[name], dtype=np.float32) for name in _TENSORS}, {})
-    blob = safetensors.numpy.save(dict(draft.tensors), metadata={"contract": contract.VERSION})
-    digest = hashlib.sha256(blob).hexdigest()
-    manifest: dict[str, Any] = {
-        **details,
-        "model_id": _model_id(details, digest),
-        "contract": contract.VERSION,
-        "policy_sha256": digest,
-        "architecture": _architecture(draft.tensors),
-        # For readers, a list for each member; what is used are the tensors of the same names.
-        "normalisation": {name: draft.tensors[name].tolist() for name in ("mean", "std")},
-        "golden": golden_pairs(draft, states),
-    }
-    text = json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False)
-    # The weights first: a manifest without its weights would be a policy that cannot load.
-    storage.write_bytes(str(folder / _WEIGHTS), blob)
-    storage.write_bytes(str(folder / _MANIFEST), text.encode())
-    return replace(draft, manifest=manifest)
-
-
-def _architecture(tensors: Mapping[str, Floats]) -> dict[str, Any]:
-    members, hidden = tensors["b1"].shape
-    return {
-        "members": members,
-        "layers": [contract.STATE_DIM, hidden, hidden, 2],
-        "activation": "tanh",
-        "distribution": _DISTRIBUTION,
-        "log_sd_bounds": [LOG_SD_LOW, LOG_SD_HIGH],
-        "observation_clip": OBSERVATION_CLIP,
-    }
-
-
-def _model_id(details: Mapping[str, Any], digest: str) -> str:
-    label = "synthetic-" if details.get("synthetic") else ""
-    return f"{label}{str(details['data']['end'])[:10].replace('-', '')}-{digest[:12]}"
-
-
-def load_policy(folder: Path) -> Policy:
-    """Read and verify a policy folder; errors as :func:`read_policy`, and a PolicyError where a file is missing."""
-    try:
-        manifest, blob = (folder / _MANIFEST).read_bytes(), (folder / _WEIGHTS).read_bytes()
-    except OSError as error:
-        raise PolicyError(f"no policy at {folder}: {error.strerror}: {error.filename}") from error
-    return read_policy(manifest, blob, str(folder))
-
-
-def read_policy(manifest_json: bytes, blob: bytes, folder: str) -> Policy:
-    """The verified policy of the two files' contents; ``folder`` is where they lie, for the errors.
-
-    Raises
-    ------
-    PolicyError : a file is damaged, holds another kind of network than this program computes, goes by
-        a name that is not its content's, or does not reproduce its golden pairs
-    ContractError : it was trained under another state contract
-    """
-    manifest_path, weights_path = f"{folder}/{_MANIFEST}", f"{folder}/{_WEIGHTS}"
-    try:
-        manifest = json.loads(manifest_json)
-    except ValueError as error:
-        raise PolicyError(f"{manifest_path} is not JSON ({error}): release or train it again") from error
-    if not isinstance(manifest, dict):
-        raise PolicyError(f"{manifest_path} holds a {type(manifest).__name__}, no object: release or train it again")
-    missing = {"contract", "policy_sha256", "model_id", "architecture", "golden"} - set(manifest)
-    if missing:
-        raise PolicyError(f"{manifest_path} lacks {', '.join(sorted(missing))}: release or train it again")
-    if manifest["contract"] != contract.VERSION:
-        raise ContractError(theirs=str(manifest["contract"]), ours=contract.VERSION, where=f"policy {folder}")
-    architecture = manifest["architecture"]
-    distribution = architecture.get("distribution") if isinstance(architecture, dict) else None
-    if distribution != _DISTRIBUTION:
-        raise PolicyError(
-            f"{manifest_path}: its architecture answers by the distribution {distribution!r}, this program by "
-            f"{_DISTRIBUTION!r}: another version of the program trained it; train it again"
-        )
-    digest = hashlib.sha256(blob).hexdigest()
-    if digest != manifest["policy_sha256"]:
-        raise PolicyError(
-            f"{weights_path} has sha256 {digest[:12]}…, its manifest says {str(manifest['policy_sha256'])[:12]}…: "
-            "the file was changed or cut short; copy it again"
-        )
-    try:
-        tensors = safetensors.numpy.load(blob)
-    # A type that numpy does not have (bfloat16) surfaces as a KeyError or a TypeError.
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise PolicyError(f"{weights_path} is not a safetensors file of float32 tensors: {error}") from error
-    policy = Policy(tensors, manifest)
-    if architecture != _architecture(tensors):
-        raise PolicyError(
-            f"{manifest_path}: its architecture is {architecture}, but the weights and this program make "
-            f"{_architecture(tensors)}: train it again"
-        )
-    try:
-        policy.self_test()
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise PolicyError(
-            f"{manifest_path}: golden pairs are malformed ({error!r}): release or train it again"
-        ) from error
-    try:
-        model_id = _model_id(manifest, digest)
-    except (KeyError, TypeError) as error:
-        raise PolicyError(
-            f"{manifest_path} does not say when its data end ({error!r}): release or train it again"
-        ) from error
-    if manifest["model_id"] != model_id:
-        raise PolicyError(
-            f"{manifest_path}: its model id is {manifest['model_id']!r}, that of its content {model_id!r}: "
-            "the file was changed; copy it again"
-        )
-    return policy
 
 
 def _check_names(tensors: Mapping[str, Any], what: str) -> None:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from layer3 import contract
 from layer3.agent.bars import Bars
-from layer3.agent.policy import Policy, save_policy, stack
+from layer3.agent.policy import Policy, stack
+from layer3.agent.policy_file import save_policy
 from layer3.market.features import market_features
 
 Tensors = dict[str, NDArray[np.float32]]

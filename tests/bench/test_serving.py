@@ -22,7 +22,7 @@ from bench import serving
 from bench.hot_path import random_policy
 from bench.load import guides, requests, weight, wrk
 from bench.load.client import closed_loop, open_loop
-from layer3.agent.policy import PARITY
+from layer3.agent.policy_file import PARITY
 
 ROOT = Path(__file__).resolve().parents[2]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -20,7 +20,7 @@ from components.train import train
 from components.walk import walk
 from layer3 import contract
 from layer3.agent.bars import load_bars
-from layer3.agent.policy import load_policy
+from layer3.agent.policy_file import load_policy
 from layer3.backtest.evidence import Effort
 from layer3.backtest.record import Evaluation
 from layer3.errors import ConfigurationError, ReleaseError

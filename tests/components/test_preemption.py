@@ -14,7 +14,7 @@ from kfp import dsl
 
 from components.ingest import ingest
 from components.train import train
-from layer3.agent.policy import load_policy
+from layer3.agent.policy_file import load_policy
 from tests.fakes.gcs import FakeGcs
 from tests.fakes.servers import wait_for
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from layer3.agent.policy import Policy, save_policy, stack
+from layer3.agent.policy import Policy, stack
+from layer3.agent.policy_file import save_policy
 
 
 def small_policy(folder: Path) -> Policy:

@@ -13,7 +13,8 @@ import pytest
 
 from layer3 import champion, contract, storage
 from layer3.agent.policy import Policy
-from layer3.champion import CHANNEL, FILES, Champion, Channel
+from layer3.agent.policy_file import FILES
+from layer3.champion import CHANNEL, Champion, Channel
 from layer3.errors import ContractError, PolicyError, ReleaseError
 from tests.agent.worlds import make_policy
 from tests.fakes.gcs import FakeGcs

@@ -13,13 +13,13 @@ import pytest
 
 from layer3 import contract, storage, trials
 from layer3.agent.bars import load_bars, save_bars
-from layer3.agent.policy import load_policy
+from layer3.agent.policy_file import FILES, load_policy
 from layer3.backtest.engine import run
 from layer3.backtest.evidence import Effort
 from layer3.backtest.gate import judge
 from layer3.backtest.record import BUY_AND_HOLD, CHAMPION, FLAT, KELLY_ONLY, POLICY, Evaluation
 from layer3.backtest.walk_forward import load_folds, save_folds
-from layer3.champion import CHANNEL, FILES, Champion, Channel
+from layer3.champion import CHANNEL, Champion, Channel
 from layer3.errors import HimariError
 from layer3.judging import judge_policy
 from layer3.walk_forward import train_folds

@@ -15,7 +15,7 @@ import pytest
 
 from layer3 import contract
 from layer3.agent.bars import Bars, load_bars, save_bars
-from layer3.agent.policy import load_policy
+from layer3.agent.policy_file import load_policy
 from layer3.backtest.record import KELLY_ONLY, POLICY
 from layer3.errors import ConfigurationError, DataError
 from layer3.market import sources

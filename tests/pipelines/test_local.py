@@ -19,7 +19,7 @@ from kfp.local import executor_input_utils, subprocess_task_handler
 from kfp.local.orchestrator import task_executor
 
 import compile as compiler
-from layer3.agent.policy import load_policy
+from layer3.agent.policy_file import load_policy
 from layer3.errors import ConfigurationError, PipelineError
 from layer3.market.simulator import MarketSpec, simulate
 from layer3.version import source_sha256

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from layer3.agent.policy import Policy, load_policy
+from layer3.agent.policy import Policy
+from layer3.agent.policy_file import load_policy
 from layer3.champion import Channel, read
 from serving.canary import Comparison, Limits
 from serving.cloud import Endpoints

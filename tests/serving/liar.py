@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from layer3 import contract
-from layer3.agent.policy import load_policy
+from layer3.agent.policy_file import load_policy
 
 WAY = sys.argv[1]
 POLICY = load_policy(Path(os.environ["MODEL_URI"]))

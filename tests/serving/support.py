@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from layer3 import contract
-from layer3.agent.policy import Policy, save_policy, stack
+from layer3.agent.policy import Policy, stack
+from layer3.agent.policy_file import save_policy
 from serving.candidate import _free_port as free_port_or_refuse
 from serving.door import Door
 from serving.server import open_door, server_of

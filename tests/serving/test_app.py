@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
 from layer3 import contract
-from layer3.agent.policy import PARITY, Policy, load_policy
+from layer3.agent.policy import Policy
+from layer3.agent.policy_file import PARITY, load_policy
 from layer3.remote import fetch_multiplier
 from serving import overload, predictions, state_input
 from serving.server import open_door

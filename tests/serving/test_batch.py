@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from layer3 import contract
-from layer3.agent.policy import PARITY, load_policy
+from layer3.agent.policy_file import PARITY, load_policy
 from serving.state_input import MAX_BATCH_BODY, MAX_STATES
 from tests.serving.support import JSON, NEUTRAL, Answer, Client
 

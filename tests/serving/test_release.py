@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from layer3 import contract
-from layer3.agent.policy import load_policy
+from layer3.agent.policy_file import load_policy
 from layer3.champion import load, read
 from layer3.errors import ReleaseError
 from serving import candidate as beside

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from layer3 import contract, storage
-from layer3.champion import CHANNEL, FILES, Channel, read
+from layer3.agent.policy_file import FILES
+from layer3.champion import CHANNEL, Channel, read
 from serving.channels import promoted
 from serving.models import store_policy
 from serving.problems import Problem

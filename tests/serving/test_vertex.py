@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from layer3.agent.policy import PARITY
+from layer3.agent.policy_file import PARITY
 from tests.serving.support import JSON, NEUTRAL, Answer, Client, free_port, serve, serving_process
 
 HEALTH = "/v1/endpoints/1/deployedModels/2"
