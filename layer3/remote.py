@@ -7,9 +7,7 @@ import math
 import re
 import secrets
 import ssl
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
@@ -19,15 +17,7 @@ from numpy.typing import ArrayLike
 from layer3 import contract
 from layer3.breaker import CircuitBreaker, Permit
 from layer3.contract import HEADER
-from layer3.errors import (
-    CircuitOpenError,
-    ConfigurationError,
-    ContractError,
-    RefusedError,
-    SourceError,
-    UnauthorisedError,
-)
-from layer3.net import keys
+from layer3.errors import CircuitOpenError, ConfigurationError, ContractError, RefusedError, SourceError
 from layer3.net.address import Place, lookup
 from layer3.net.refreshed import Refreshed
 from layer3.net.tokens import TokenSource, checked_token
@@ -42,9 +32,6 @@ _ENDING: Final = "/predict"
 _LONGEST_TIMEOUT: Final = 600.0
 #: Seconds between two looks for the addresses of the host's name.
 _LOOKUP_PERIOD: Final = 60.0
-#: Seconds between two readings of the key's file. It may be a mounted secret, whose time of change says nothing.
-_KEY_PERIOD: Final = 10.0
-_AUTHORIZATION: Final = "Authorization"
 _REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
 
 
@@ -60,8 +47,8 @@ class RemoteAnswer:
 class PolicyClient:
     """Asks ``POST {endpoint}/predict``; for any number of threads and event loops at once.
 
-    Connections are kept alive and shared. Names are resolved, tokens fetched and the key's file read
-    ahead, in the background. Close it, or use it as a context manager.
+    Connections are kept alive and shared. Names are resolved and tokens fetched ahead, in the
+    background. Close it, or use it as a context manager.
 
     Parameters
     ----------
@@ -71,9 +58,6 @@ class PolicyClient:
         No answer, HTTP 5xx and an answer that cannot be used are failures; HTTP 4xx is not
     token_source : returns an identity token and its expiry in Unix seconds, such as
         :func:`layer3.net.tokens.metadata_tokens`; a token is sent over https or loopback only
-    api_key_file : a file with nothing but an API key, which goes in ``X-API-Key``, by the same rule.
-        It is read every 10 s, and at once when the key was refused; while it cannot be used, the key
-        before it is sent
     contract : the state contract that the caller was built for
 
     Raises
@@ -88,7 +72,6 @@ class PolicyClient:
         timeout_s: float = 0.15,
         breaker: CircuitBreaker | None = None,
         token_source: TokenSource | None = None,
-        api_key_file: Path | None = None,
         contract: str = contract.VERSION,
     ) -> None:
         if not 0.0 < timeout_s <= _LONGEST_TIMEOUT:
@@ -96,11 +79,8 @@ class PolicyClient:
                 f"timeout_s is {timeout_s!r}; it must be a number of seconds above 0, at most {_LONGEST_TIMEOUT:g}"
             )
         place = Place.parse(endpoint)
-        if (token_source or api_key_file) and place.scheme != "https" and not place.is_loopback:
-            raise ConfigurationError(
-                f"endpoint {endpoint!r}: tokens and API keys are secrets; they are sent over https only"
-            )
-        key = None if api_key_file is None else keys.read_key(api_key_file)
+        if token_source is not None and place.scheme != "https" and not place.is_loopback:
+            raise ConfigurationError(f"endpoint {endpoint!r}: a token is a secret; it is sent over https only")
         self._endpoint = endpoint
         self._timeout_s = timeout_s
         self._breaker = breaker
@@ -114,7 +94,6 @@ class PolicyClient:
         }
         self._addresses: Refreshed[tuple[Address, ...]] | None = None
         self._tokens: Refreshed[str] | None = None
-        self._key: Refreshed[str] | None = None
         tls = ssl.create_default_context() if place.scheme == "https" else None
         if place.is_literal:
             known = lookup(place)
@@ -126,13 +105,6 @@ class PolicyClient:
             self._pool = Pool(self._addresses.peek, place.host, tls)
         if token_source is not None:
             self._tokens = Refreshed(f"a token for {endpoint}", lambda: checked_token(token_source))
-        if api_key_file is not None and key is not None:
-            self._key = Refreshed(
-                f"the API key for {endpoint} stays as it was",
-                keys.key_source(api_key_file, key),
-                first=key,
-                period=_KEY_PERIOD,
-            )
         self._closed = False
 
     def ask(self, state: ArrayLike, request_id: str | None = None) -> RemoteAnswer:
@@ -144,7 +116,6 @@ class PolicyClient:
         Raises
         ------
         CircuitOpenError : the breaker forbids the call; nothing was sent
-        UnauthorisedError : HTTP 401 or 403, the server refuses the key or the token; as the next
         RefusedError : HTTP 4xx, our fault or our caller's; says nothing about the server's health
         ContractError : the server names another state contract
         SourceError : no connection, no complete answer in time, another status than 200, or an answer
@@ -161,7 +132,7 @@ class PolicyClient:
         """Close idle connections and end the background threads; calls under way end by themselves."""
         self._closed = True
         self._pool.close()
-        for kept in (self._addresses, self._tokens, self._key):
+        for kept in (self._addresses, self._tokens):
             if kept is not None:
                 kept.close()
 
@@ -182,12 +153,14 @@ class PolicyClient:
             raise SourceError(f"the client of {self._endpoint} is closed")
         permit = self._acquire()
         try:
-            secret = yield from self._secrets(budget)
-            headers |= secret
+            if self._tokens is not None:
+                headers["Authorization"] = f"Bearer {yield from self._token(self._tokens, budget)}"
             answer = yield from self._pool.exchange(request_bytes("POST", self._target, headers, body), budget)
-            result = self._read(answer, name, secret)
-        except (SourceError, ContractError) as error:
-            if permit is not None and not isinstance(error, RefusedError):
+            result = self._read(answer, name)
+        except RefusedError:
+            raise
+        except (SourceError, ContractError):
+            if permit is not None:
                 permit.failure()
             raise
         else:
