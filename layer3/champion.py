@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
@@ -28,6 +28,7 @@ __all__ = [
     "Champion",
     "Channel",
     "Event",
+    "Reader",
     "load",
     "load_champion",
     "load_folder",
@@ -39,6 +40,8 @@ __all__ = [
 
 #: Where the channel file lies below a store's root.
 CHANNEL: Final = ("channels", "production.json")
+#: Returns what an address holds, as :func:`layer3.storage.read_bytes` does.
+Reader: TypeAlias = Callable[[str], bytes]
 _MODEL_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -123,10 +126,10 @@ def load(store: str) -> Policy | None:
     return None if channel is None else load_champion(store, channel.champion)
 
 
-def load_champion(store: str, champion: Champion) -> Policy:
+def load_champion(store: str, champion: Champion, reader: Reader = storage.read_bytes) -> Policy:
     """The policy of ``champion`` in ``store``; a PolicyError where the files there are another one's."""
     folder = model_folder(store, champion.model_id)
-    policy = load_folder(folder)
+    policy = load_folder(folder, reader)
     found = policy.manifest["policy_sha256"]
     if found != champion.policy_sha256:
         raise PolicyError(
@@ -143,8 +146,8 @@ def model_folder(store: str, model_id: str) -> str:
     return storage.join(store, "models", model_id)
 
 
-def load_folder(uri: str) -> Policy:
-    """Load and verify (hash, contract, golden pairs) the policy folder at ``uri``.
+def load_folder(uri: str, reader: Reader = storage.read_bytes) -> Policy:
+    """Load and verify (hash, contract, golden pairs) the policy folder at ``uri``, in a bucket by ``reader``.
 
     Raises
     ------
@@ -156,7 +159,7 @@ def load_folder(uri: str) -> Policy:
     contents = {}
     for name in FILES:
         try:
-            contents[name] = storage.read_bytes(storage.join(uri, name))
+            contents[name] = reader(storage.join(uri, name))
         except FileNotFoundError as error:
             raise PolicyError(f"no policy at {uri}: {error.filename} is missing") from error
     folder = uri.rstrip("/")

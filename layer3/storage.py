@@ -33,6 +33,8 @@ __all__ = [
     "join",
     "list_names",
     "local_folder",
+    "missing",
+    "object_of",
     "read_bytes",
     "read_version",
     "remove",
@@ -75,13 +77,26 @@ def join(root: str, *parts: str) -> str:
     return str(Path(root, *parts))
 
 
+def object_of(uri: str) -> tuple[str, str]:
+    """Bucket and name of the object at a ``gs://`` address; a ConfigurationError if it names none."""
+    bucket, _, name = uri.removeprefix(_GS).partition("/")
+    if not bucket or not name.strip("/"):
+        raise ConfigurationError(f"{uri}: expected gs://bucket/path")
+    return bucket, name
+
+
+def missing(uri: str) -> FileNotFoundError:
+    """What is raised where there is nothing at ``uri``."""
+    return FileNotFoundError(errno.ENOENT, "there is nothing at", uri)
+
+
 def read_bytes(uri: str) -> bytes:
     """The whole content of one file or object."""
     if not is_remote(uri):
         try:
             return Path(uri).read_bytes()
         except FileNotFoundError:
-            raise _missing(uri) from None
+            raise missing(uri) from None
     path = _object_path(uri)
     return bytes(_remotely("read", uri, lambda: _gcs().cat_file(path)))
 
@@ -114,7 +129,7 @@ def read_version(uri: str) -> tuple[bytes, str]:
     if not is_remote(uri):
         content = read_bytes(uri)
         return content, _local_version(content)
-    bucket, name = _object_path(uri).split("/", 1)
+    bucket, name = object_of(uri)
     # By hand, because the client's cat_file drops the header that says which version it read.
     headers, content = _remotely("read", uri, lambda: _gcs().call("GET", "b/{}/o/{}", bucket, name, alt="media"))
     return bytes(content), str(headers["X-Goog-Generation"])
@@ -133,8 +148,8 @@ def replace_bytes(uri: str, content: bytes, version: str | None) -> bool:
             return False
         write_bytes(uri, content)
         return True
-    path = _object_path(uri)
-    bucket, name = path.split("/", 1)
+    bucket, name = object_of(uri)
+    path = f"{bucket}/{name}"
 
     def upload() -> bool:
         try:
@@ -209,7 +224,7 @@ def _written(uri: str, call: Callable[[], _T]) -> _T:
     try:
         return _remotely("write", uri, call)
     except FileNotFoundError as error:
-        bucket = _object_path(uri).split("/", 1)[0]
+        bucket, _ = object_of(uri)
         raise SourceError(
             f"cannot write {uri}: there is no bucket {bucket}: "
             f"create it with `gcloud storage buckets create gs://{bucket}`"
@@ -220,23 +235,15 @@ def _local_version(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _missing(uri: str) -> FileNotFoundError:
-    return FileNotFoundError(errno.ENOENT, "there is nothing at", uri)
-
-
 def _object_path(uri: str) -> str:
-    path = uri.removeprefix(_GS)
-    bucket, _, name = path.partition("/")
-    if not bucket or not name.strip("/"):
-        raise ConfigurationError(f"{uri}: expected gs://bucket/path")
-    return path
+    return "/".join(object_of(uri))
 
 
 def _remotely(verb: str, uri: str, call: Callable[[], _T]) -> _T:
     try:
         return call()
     except FileNotFoundError:
-        raise _missing(uri) from None
+        raise missing(uri) from None
     except ConfigurationError:
         raise
     except Exception as error:

@@ -21,11 +21,12 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
-from layer3 import contract, storage
+from layer3 import contract
 from layer3.agent.policy import Policy
 from layer3.champion import CHANNEL, Champion, Channel, load_champion, load_folder
 from layer3.errors import ConfigurationError, HimariError, PolicyError, ReleaseError, SourceError
 from serving.problems import Problem
+from serving.source import Source
 
 __all__ = ["Refusal", "Service", "Serving"]
 
@@ -89,6 +90,7 @@ class Service:
         self.unreachable = 0
         self.refused: Refusal | None = None
         self._uri = model_uri
+        self._source = Source()
         self._watches = model_uri.endswith(".json")
         self._watch_seconds = watch_seconds
         self._clock, self._wall = clock, wall
@@ -175,7 +177,7 @@ class Service:
         try:
             if not self._uri:
                 raise ConfigurationError("MODEL_URI is not set: name a policy folder or a channel file, local or gs://")
-            content = storage.read_bytes(self._uri) if self._watches else None
+            content = self._source.follow(self._uri) if self._watches else None
             if content == self._taken:
                 self._offered, self._attempts, self.refused = _NOTHING, 0, None
                 return self._pause()
@@ -202,8 +204,9 @@ class Service:
         while not self._ended.is_set():
             pause = self.look()
             if pause is None:
-                return
+                break
             self._ended.wait(pause)
+        self._source.close()
 
     def _pause(self) -> float:
         # Servers that started together need not ask together.
@@ -212,7 +215,7 @@ class Service:
     def _take(self, content: bytes | None) -> None:
         """Let the model serve that ``content`` of the channel names, or the folder's."""
         if content is None:
-            self._serve(load_folder(self._uri), None)
+            self._serve(load_folder(self._uri, self._source.read), None)
             return
         store, champion = _store_of(self._uri), Channel.from_json(content, self._uri).champion
         serving = self.current
@@ -220,7 +223,7 @@ class Service:
         if serving is not None and (serving.model_version, serving.sha256) == named:
             self.current = replace(serving, released_at=champion.released_at, run_id=champion.run_id)
             return
-        policy = load_champion(store, champion)
+        policy = load_champion(store, champion, self._source.read)
         if policy.model_id != champion.model_id:
             raise PolicyError(
                 f"the channel names model {champion.model_id}, the files there say that they are {policy.model_id}: "

@@ -255,6 +255,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _media(self, stored: StoredObject) -> tuple[int, dict[str, str], bytes]:
         headers = {"Content-Type": stored.content_type, "X-Goog-Generation": str(stored.generation)}
+        if self.query.get("ifGenerationNotMatch") == str(stored.generation):
+            return 304, headers, b""
         matched = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if matched is None:
             return 200, headers, stored.content

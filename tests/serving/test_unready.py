@@ -146,7 +146,7 @@ def test_damage_in_a_bucket_is_reported_with_the_buckets_address(
 def test_a_failure_nobody_foresaw_is_logged_with_its_traceback(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def bug(uri: str) -> Policy:
+    def bug(*_: object) -> Policy:
         raise ZeroDivisionError("what")
 
     monkeypatch.setattr("serving.service.load_folder", bug)
