@@ -33,6 +33,8 @@ PORT = 8080
 SIGNAL =
 SIZING =
 ENDPOINT = http://127.0.0.1:$(PORT)
+# A file with the API key for it, alone.
+API_KEY_FILE =
 # Of a probe: a server, requests of each kind, callers at once.
 URL = $(ENDPOINT)
 N = 100
@@ -68,7 +70,7 @@ SEEDS =
 REPOSITORY =
 # Through the environment, so that no quote or space in a value can change a command.
 export DATA SYMBOL SEED STEPS MEMBERS FOLDS FOLD_SEEDS FOLD_KIND THRESHOLD GATE OVERRIDE_NAME OVERRIDE_REASON RUN REPOSITORY
-export STORE HOST PORT SIGNAL SIZING ENDPOINT TRIALS JOBS ASSETS SEEDS LAYER3 INPUT OUTPUT LOG CLOCK EXPERIMENT HTML CLOUD IMAGE MAX_COST CRON REQUESTS URL N C
+export STORE HOST PORT SIGNAL SIZING ENDPOINT API_KEY_FILE TRIALS JOBS ASSETS SEEDS LAYER3 INPUT OUTPUT LOG CLOCK EXPERIMENT HTML CLOUD IMAGE MAX_COST CRON REQUESTS URL N C
 
 .PHONY: help install compile run-local run-pipeline watch-pipeline cancel-pipeline schedule schedule-list schedule-pause schedule-resume schedule-delete registry explain tune assets serve size run-layer3 replay ab-report cost rollback release-status test lint format types imports check bench bench-training bench-evaluation bench-serving probe prove-serving calibrate infra-tools lock audit pin-images images clean
 
@@ -76,7 +78,7 @@ help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '\n  run-local takes DATA=FILE|gs://…|exchange:SYMBOL with SYMBOL=…, or MARKET=default|no-edge|edge=0.5,seed=3,\n'
 	@printf '  and SEED=, STEPS=, MEMBERS=, FOLDS=, FOLD_SEEDS=, FOLD_KIND=, STORE=; THRESHOLD= or GATE=FILE.yaml, and OVERRIDE_NAME= with\n'
-	@printf '  OVERRIDE_REASON= to release what the gate refuses. size takes SIGNAL=FILE.json. Both take SIZING=FILE.yaml. serve takes PORT= and HOST=.\n'
+	@printf '  OVERRIDE_REASON= to release what the gate refuses. size takes SIGNAL=FILE.json, API_KEY_FILE=. Both take SIZING=FILE.yaml. serve takes PORT= and HOST=.\n'
 	@printf '  tune takes run-local’s data, STEPS=, STORE=, and TRIALS=, SEEDS=, JOBS=. assets takes ASSETS=, DATA= with {asset} in it, SEEDS=, STEPS=, STORE=.\n'
 	@printf '  run-pipeline and schedule take what run-local takes, but CLOUD=FILE.yaml for STORE=; and MAX_COST=USD, CUSTOM_JOB=1, IMAGE=. WAIT=1 watches.\n'
 
@@ -144,7 +146,7 @@ serve: $(READY) ## serve the champion on http://127.0.0.1:8080
 		MODEL_URI="$$STORE/channels/production.json" exec $(BIN)/python -m serving
 
 size: $(READY) ## size one signal (SIGNAL=FILE.json, or the built-in example)
-	@$(BIN)/python -m layer3.size --endpoint="$$ENDPOINT" --store="$$STORE" $(if $(SIGNAL),--input="$$SIGNAL") $(if $(SIZING),--config="$$SIZING")
+	@$(BIN)/python -m layer3.size --endpoint="$$ENDPOINT" --store="$$STORE" $(if $(SIGNAL),--input="$$SIGNAL") $(if $(SIZING),--config="$$SIZING") $(if $(API_KEY_FILE),--api-key-file="$$API_KEY_FILE")
 
 run-layer3: $(READY) ## size a stream of signals (INPUT=, OUTPUT=, LOG=, LAYER3=FILE.yaml; the example)
 	@$(BIN)/python -m layer3.live.runner --config="$$LAYER3" --input="$$INPUT" --output="$$OUTPUT" --log="$$LOG" --clock="$$CLOCK"

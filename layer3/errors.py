@@ -7,6 +7,7 @@
     ├── SourceError          wait, or check the network: a remote source did not answer in full
     │   ├── CircuitOpenError     nobody: it failed too often, and was not asked this time
     │   └── RefusedError         the engineer: it answers, but refuses what we send (HTTP 4xx)
+    │       └── UnauthorisedError    whoever runs it: it refuses the key or the token (HTTP 401, 403)
     ├── ContractError        whoever deploys: two sides speak different state contracts
     ├── PolicyError          whoever released it: a policy file is damaged or fails its self-test
     ├── TrainingError        the engineer: training cannot start, or ended in numbers that are not finite
@@ -35,6 +36,7 @@ __all__ = [
     "SourceError",
     "StoreError",
     "TrainingError",
+    "UnauthorisedError",
 ]
 
 
@@ -64,6 +66,10 @@ class CircuitOpenError(SourceError):
 
 class RefusedError(SourceError):
     """A remote source refuses our request as wrong (HTTP 4xx); asking the same again does not help."""
+
+
+class UnauthorisedError(RefusedError):
+    """A remote source does not know us, or does not let us: another key, token or permission is needed."""
 
 
 class ContractError(HimariError):

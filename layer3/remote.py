@@ -7,7 +7,9 @@ import math
 import re
 import secrets
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
@@ -17,7 +19,15 @@ from numpy.typing import ArrayLike
 from layer3 import contract
 from layer3.breaker import CircuitBreaker, Permit
 from layer3.contract import HEADER
-from layer3.errors import CircuitOpenError, ConfigurationError, ContractError, RefusedError, SourceError
+from layer3.errors import (
+    CircuitOpenError,
+    ConfigurationError,
+    ContractError,
+    RefusedError,
+    SourceError,
+    UnauthorisedError,
+)
+from layer3.net import keys
 from layer3.net.address import Place, lookup
 from layer3.net.refreshed import Refreshed
 from layer3.net.tokens import TokenSource, checked_token
@@ -32,6 +42,12 @@ _ENDING: Final = "/predict"
 _LONGEST_TIMEOUT: Final = 600.0
 #: Seconds between two looks for the addresses of the host's name.
 _LOOKUP_PERIOD: Final = 60.0
+#: Seconds between two readings of the key's file. It may be a mounted secret, whose time of change says nothing.
+_KEY_PERIOD: Final = 10.0
+_AUTHORIZATION: Final = "Authorization"
+_BEARER: Final = "Bearer "
+#: The headers that hold a secret, in words.
+_SECRETS: Final = {keys.HEADER: "the API key", _AUTHORIZATION: "the ID token"}
 _REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
 
 
@@ -47,8 +63,8 @@ class RemoteAnswer:
 class PolicyClient:
     """Asks ``POST {endpoint}/predict``; for any number of threads and event loops at once.
 
-    Connections are kept alive and shared. Names are resolved and tokens fetched ahead, in the
-    background. Close it, or use it as a context manager.
+    Connections are kept alive and shared. Names are resolved, tokens fetched and the key's file read
+    ahead, in the background. Close it, or use it as a context manager.
 
     Parameters
     ----------
@@ -58,6 +74,9 @@ class PolicyClient:
         No answer, HTTP 5xx and an answer that cannot be used are failures; HTTP 4xx is not
     token_source : returns an identity token and its expiry in Unix seconds, such as
         :func:`layer3.net.tokens.metadata_tokens`; a token is sent over https or loopback only
+    api_key_file : a file with nothing but an API key, which goes in ``X-API-Key``, by the same rule.
+        It is read every 10 s, and at once when the key was refused; while it cannot be used, the key
+        before it is sent
     contract : the state contract that the caller was built for
 
     Raises
@@ -72,6 +91,7 @@ class PolicyClient:
         timeout_s: float = 0.15,
         breaker: CircuitBreaker | None = None,
         token_source: TokenSource | None = None,
+        api_key_file: Path | None = None,
         contract: str = contract.VERSION,
     ) -> None:
         if not 0.0 < timeout_s <= _LONGEST_TIMEOUT:
@@ -79,8 +99,11 @@ class PolicyClient:
                 f"timeout_s is {timeout_s!r}; it must be a number of seconds above 0, at most {_LONGEST_TIMEOUT:g}"
             )
         place = Place.parse(endpoint)
-        if token_source is not None and place.scheme != "https" and not place.is_loopback:
-            raise ConfigurationError(f"endpoint {endpoint!r}: a token is a secret; it is sent over https only")
+        if (token_source or api_key_file) and place.scheme != "https" and not place.is_loopback:
+            raise ConfigurationError(
+                f"endpoint {endpoint!r}: tokens and API keys are secrets; they are sent over https only"
+            )
+        key = None if api_key_file is None else keys.read_key(api_key_file)
         self._endpoint = endpoint
         self._timeout_s = timeout_s
         self._breaker = breaker
@@ -94,6 +117,7 @@ class PolicyClient:
         }
         self._addresses: Refreshed[tuple[Address, ...]] | None = None
         self._tokens: Refreshed[str] | None = None
+        self._key: Refreshed[str] | None = None
         tls = ssl.create_default_context() if place.scheme == "https" else None
         if place.is_literal:
             known = lookup(place)
@@ -105,6 +129,13 @@ class PolicyClient:
             self._pool = Pool(self._addresses.peek, place.host, tls)
         if token_source is not None:
             self._tokens = Refreshed(f"a token for {endpoint}", lambda: checked_token(token_source))
+        if api_key_file is not None and key is not None:
+            self._key = Refreshed(
+                f"the API key for {endpoint} stays as it was",
+                keys.key_source(api_key_file, key),
+                first=key,
+                period=_KEY_PERIOD,
+            )
         self._closed = False
 
     def ask(self, state: ArrayLike, request_id: str | None = None) -> RemoteAnswer:
@@ -116,6 +147,7 @@ class PolicyClient:
         Raises
         ------
         CircuitOpenError : the breaker forbids the call; nothing was sent
+        UnauthorisedError : HTTP 401 or 403, the server refuses the key or the token; as the next
         RefusedError : HTTP 4xx, our fault or our caller's; says nothing about the server's health
         ContractError : the server names another state contract
         SourceError : no connection, no complete answer in time, another status than 200, or an answer
@@ -132,7 +164,7 @@ class PolicyClient:
         """Close idle connections and end the background threads; calls under way end by themselves."""
         self._closed = True
         self._pool.close()
-        for kept in (self._addresses, self._tokens):
+        for kept in (self._addresses, self._tokens, self._key):
             if kept is not None:
                 kept.close()
 
@@ -151,17 +183,18 @@ class PolicyClient:
         headers = self._headers | {REQUEST_ID_HEADER: _checked_id(name)}
         if self._closed:
             raise SourceError(f"the client of {self._endpoint} is closed")
-        permit = self._acquire()
+        permit, secret = self._acquire(), dict[str, str]()
         try:
-            if self._tokens is not None:
-                headers["Authorization"] = f"Bearer {yield from self._token(self._tokens, budget)}"
+            secret = yield from self._secret_headers(budget)
+            headers |= secret
             answer = yield from self._pool.exchange(request_bytes("POST", self._target, headers, body), budget)
-            result = self._read(answer, name)
-        except RefusedError:
-            raise
-        except (SourceError, ContractError):
-            if permit is not None:
+            result = self._read(answer, name, secret)
+        except (SourceError, ContractError) as error:
+            if permit is not None and not isinstance(error, RefusedError):
                 permit.failure()
+            if keys.repeats(str(error).replace(self._endpoint, ""), map(_bare, secret.values())):
+                # Not even as the cause, which may hold the whole answer.
+                raise self._unshown(error) from None
             raise
         else:
             if permit is not None:
@@ -184,17 +217,30 @@ class PolicyClient:
             )
         return permit
 
+    def _secret_headers(self, budget: Budget) -> Steps[dict[str, str]]:
+        found: dict[str, str] = {}
+        if self._key is not None and (key := self._key.peek()) is not None:
+            found[keys.HEADER] = key
+        if self._tokens is not None:
+            found[_AUTHORIZATION] = _BEARER + (yield from self._token(self._tokens, budget))
+        return found
+
+    def _unshown(self, error: SourceError | ContractError) -> SourceError:
+        """An error of the same kind, for an answer that says back the key or the token."""
+        kind = type(error) if isinstance(error, SourceError) else SourceError
+        return kind(f"{self._endpoint} repeats in its answer the key or token that it was sent: it is not shown")
+
     def _token(self, tokens: Refreshed[str], budget: Budget) -> Steps[str]:
         while (token := tokens.peek()) is None:
             if not (yield None, 0, budget.end):
                 raise SourceError(f"{self._endpoint} was not asked: no token within {budget.seconds * 1000:.0f} ms")
         return token
 
-    def _read(self, answer: Answer, request_id: str) -> RemoteAnswer:
+    def _read(self, answer: Answer, request_id: str, secret: Mapping[str, str]) -> RemoteAnswer:
         where = self._endpoint
+        if answer.status in (401, 403):
+            raise self._unauthorised(answer, secret)
         if answer.status != 200:
-            if answer.status == 401 and self._tokens is not None:
-                self._tokens.refresh()
             kind = RefusedError if 400 <= answer.status < 500 else SourceError
             raise kind(f"{where} answered HTTP {answer.status}: {brief(answer.body)}")
         theirs = answer.headers.get(REQUEST_ID_HEADER.lower(), request_id)
@@ -206,17 +252,32 @@ class PolicyClient:
             raise ContractError(theirs=version[:80], ours=self._contract, where=where)
         return _parse(where, answer.body)
 
+    def _unauthorised(self, answer: Answer, secret: Mapping[str, str]) -> UnauthorisedError:
+        """The error for an answer 401 or 403; what was sent is fetched or read anew where that may help."""
+        if self._tokens is not None and answer.status == 401:
+            self._tokens.refresh()
+        if self._key is not None:
+            self._key.refresh()
+        sent = " and ".join(word for name, word in _SECRETS.items() if name in secret)
+        refused = f"refused {sent}" if sent else "asks for an API key or an ID token, and was sent none"
+        return UnauthorisedError(f"{self._endpoint} {refused}: HTTP {answer.status}: {brief(answer.body)}")
+
 
 def fetch_multiplier(
     endpoint: str,
     state: ArrayLike,
     *,
     timeout_s: float = 0.15,
+    api_key_file: Path | None = None,
     expected_contract: str = contract.VERSION,
 ) -> RemoteAnswer:
     """One :meth:`PolicyClient.ask` with a client of its own; returns and raises as that does."""
-    with PolicyClient(endpoint, timeout_s=timeout_s, contract=expected_contract) as client:
+    with PolicyClient(endpoint, timeout_s=timeout_s, api_key_file=api_key_file, contract=expected_contract) as client:
         return client.ask(state)
+
+
+def _bare(value: str) -> str:
+    return value.removeprefix(_BEARER)
 
 
 def _body(state: ArrayLike) -> bytes:

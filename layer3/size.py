@@ -50,16 +50,18 @@ class Multiplier:
     passed_over: tuple[str, ...]
 
 
-def choose_multiplier(endpoint: str, store: str, state: NDArray[np.float32], timeout_s: float) -> Multiplier:
+def choose_multiplier(
+    endpoint: str, store: str, state: NDArray[np.float32], timeout_s: float, api_key_file: Path | None = None
+) -> Multiplier:
     """Ask the served champion, else the local file, else answer 1.0; never silent about which.
 
     Raises
     ------
-    ConfigurationError : ``endpoint`` or ``timeout_s`` cannot be used at all
+    ConfigurationError : ``endpoint``, ``timeout_s`` or ``api_key_file`` cannot be used at all
     """
     passed_over: list[str] = []
     try:
-        answer = fetch_multiplier(endpoint, state, timeout_s=timeout_s)
+        answer = fetch_multiplier(endpoint, state, timeout_s=timeout_s, api_key_file=api_key_file)
         return Multiplier(answer.multiplier, GCP_API, answer.confidence, answer.model_version, ())
     except (SourceError, ContractError) as error:
         passed_over.append(f"{GCP_API}: {error}")
@@ -150,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--endpoint", default="http://127.0.0.1:8080", metavar="URL", help="where the champion is served"
     )
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="holds the API key for the endpoint, alone")
     parser.add_argument("--store", default=".", metavar="DIR", help="holds channels/ and models/")
     parser.add_argument(
         "--timeout-ms", type=float, default=150.0, metavar="MS", help="budget for the endpoint, in total"
@@ -167,7 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         request = parse_request(EXAMPLE) if options.input is None else read_request(options.input)
         assessment = SizingChain(config).assess(request.signal, request.cascade)
         state = _state(request, assessment, config)
-        chosen = choose_multiplier(options.endpoint, options.store, state, options.timeout_ms / 1000.0)
+        timeout_s = options.timeout_ms / 1000.0
+        chosen = choose_multiplier(options.endpoint, options.store, state, timeout_s, options.api_key_file)
         decision = dataclasses.replace(
             decide(
                 request.signal,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from layer3.errors import ConfigurationError
+from layer3.net.keys import KEY
 
 __all__ = ["KeyFile", "parse_keys"]
 
@@ -27,8 +28,6 @@ READ_SECONDS: Final = 60.0
 
 _MAX_BYTES: Final = 64 * 1024
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-#: Printable ASCII without spaces; 16 characters are the least that nobody guesses.
-_KEY: Final = re.compile(r"[!-~]{16,256}")
 #: Bytes of a key that are looked at: more than any has, so that a longer one is wrong, and cheaply so.
 _MAX_KEY: Final = 257
 _FORM: Final = "a line is name:key, with a key of 16 to 256 printable ASCII characters without spaces"
@@ -49,7 +48,7 @@ def parse_keys(text: str, origin: str) -> dict[str, str]:
         if not entry or entry.startswith("#"):
             continue
         name, _, key = entry.partition(":")
-        if not (_NAME.fullmatch(name) and _KEY.fullmatch(key)):
+        if not (_NAME.fullmatch(name) and KEY.fullmatch(key)):
             raise ConfigurationError(f"{origin}, line {number}: {_FORM}")
         if names.setdefault(key, name) != name:
             raise ConfigurationError(f"{origin}, line {number}: this key also stands under another name")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -42,7 +43,13 @@ def connect(config: Layer3Config, breaker: CircuitBreaker) -> PolicyClient:
     if policy.endpoint is None:
         raise ConfigurationError("policy.endpoint is not given: there is no server to ask")
     tokens = metadata_tokens(policy.endpoint) if policy.authenticate else None
-    return PolicyClient(policy.endpoint, timeout_s=policy.timeout_ms / 1_000.0, breaker=breaker, token_source=tokens)
+    return PolicyClient(
+        policy.endpoint,
+        timeout_s=policy.timeout_ms / 1_000.0,
+        breaker=breaker,
+        token_source=tokens,
+        api_key_file=None if policy.api_key_file is None else Path(policy.api_key_file),
+    )
 
 
 def prepare(
@@ -50,12 +57,14 @@ def prepare(
     make: Connect,
     rng: np.random.Generator,
     timer: Callable[[], float],
+    count: Callable[[str], None],
     before: Active | None,
     instead: Multipliers | None = None,
 ) -> Active:
     """Everything that ``config`` asks for, taking over from ``before`` the client and the breaker if they can stay.
 
-    ``rng`` and ``timer`` (seconds) are the breaker's; ``instead`` is asked in the place of all that ``config`` names.
+    ``rng`` and ``timer`` (seconds) are the breaker's; ``count`` is told of each refused key or token, by the word
+    :data:`layer3.live.sources.UNAUTHORISED`; ``instead`` is asked in the place of all that ``config`` names.
 
     Raises
     ------
@@ -65,20 +74,20 @@ def prepare(
     if instead is not None:
         return Active(config, digest, instead)
     if not policy.enabled:
-        return Active(config, digest, Sources(None, None, ("policy.enabled is false",), 1.0, pace))
+        return Active(config, digest, Sources(None, None, ("policy.enabled is false",), 1.0, pace, count))
     local = None if policy.model_path is None else load_local(policy.model_path)
     missing = () if local is not None else (f"{LOCAL_MODEL}: policy.model_path is not given",)
     if config.deployment_mode == "local":
         if local is None:
             _log.warning("the policy is enabled but there is none to ask: every multiplier is the fallback's")
-        return Active(config, digest, Sources(None, local, missing, policy.fallback_multiplier, pace))
+        return Active(config, digest, Sources(None, local, missing, policy.fallback_multiplier, pace, count))
     if before is not None and before.breaker is not None and _call(before.config) == _call(config):
         breaker, client = before.breaker, before.client
     else:
         breaker = CircuitBreaker(config.breaker, clock=timer, rng=rng)
         breaker.listeners.append(_say)
         client = make(config, breaker)
-    sources = Sources(client, local, missing, policy.fallback_multiplier, pace)
+    sources = Sources(client, local, missing, policy.fallback_multiplier, pace, count)
     return Active(config, digest, sources, client, breaker)
 
 
@@ -93,4 +102,4 @@ def _say(before: State, now: State, why: str) -> None:
 def _call(config: Layer3Config) -> tuple[object, ...]:
     """What a client and its breaker are made from."""
     policy = config.policy
-    return policy.endpoint, policy.timeout_ms, policy.authenticate, config.breaker
+    return policy.endpoint, policy.timeout_ms, policy.authenticate, policy.api_key_file, config.breaker

@@ -96,6 +96,8 @@ class PolicySettings(_Section):
     timeout_ms: Number = Field(default=150.0, gt=0.0, le=60_000.0)
     #: Send an ID token with each call (a private Cloud Run service asks for one).
     authenticate: bool = False
+    #: A file with nothing but an API key, sent with each call; followed while running.
+    api_key_file: str | None = None
     #: A policy folder, or a store that names its champion.
     model_path: str | None = None
     #: Where no policy answers; 1.0 is the base Kelly size, 0.0 trades nothing.

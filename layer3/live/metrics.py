@@ -27,6 +27,7 @@ from layer3.errors import ConfigurationError
 from layer3.live.configuration import Layer3Config
 from layer3.live.figures import SymbolFigures
 from layer3.live.inputs import Inputs
+from layer3.live.sources import UNAUTHORISED
 from layer3.sizing import cascade, kelly
 from layer3.types import GCP_API, PositionSizingDecision, Regime
 
@@ -173,6 +174,8 @@ class Metrics(Collector):
         if self._experiment is not None:
             yield from _of_experiment(self._experiment)
         counters = self._engine.counters
+        unknown = counters.get(UNAUTHORISED, 0)
+        yield _counter("policy_unauthorised", "Calls whose key or token the served policy refused.", unknown)
         yield _counter("config_reloads", "Configurations taken up while running.", counters.get("reloads", 0))
         watcher = self._watcher
         rejected, callbacks = (0, 0) if watcher is None else (watcher.rejected, len(watcher.callbacks))

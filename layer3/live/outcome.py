@@ -1,12 +1,17 @@
-"""The last step of a decision: the risk limits on what the chain and the policy want, or a refusal."""
+"""The last step of a decision: the multiplier, the caps and the risk limits on what was assessed, or a refusal."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 from layer3.ab.assignment import Arm, Assignment
+from layer3.live.configuration import Layer3Config
+from layer3.live.draft import Assessed, Refusal, book_name
 from layer3.live.inputs import Inputs
+from layer3.live.memory import Memory
+from layer3.live.sources import Answer
 from layer3.sizing import cascade
+from layer3.sizing.chain import decide
 from layer3.types import (
     FALLBACK_KELLY,
     Action,
@@ -18,7 +23,7 @@ from layer3.types import (
     Written,
 )
 
-__all__ = ["Limits", "refused"]
+__all__ = ["Limits", "finish", "refused"]
 
 
 class Limits(NamedTuple):
@@ -34,7 +39,7 @@ class Limits(NamedTuple):
     max_leverage: float
     day: float
     max_daily_loss: float
-    stop: tuple[str, str] | None
+    stop: Refusal | None
     base: float = 0.0
     assignment: Assignment | None = None
 
@@ -106,6 +111,52 @@ class _Limited(NamedTuple):
         if self.held < self.wanted:
             return f"{self.before.reason}; cut to {self.held:.2%} by the leverage of {self.limits.max_leverage:g}"
         return self.before.reason
+
+
+def finish(
+    memory: Memory,
+    draft: Assessed,
+    answer: Answer,
+    config: Layer3Config,
+    stop: Refusal | None,
+    assignment: Assignment | None,
+    **stamp: Any,
+) -> PositionSizingDecision:
+    """Size an assessed signal by the multiplier of ``answer``; ``memory`` keeps what is to be held then.
+
+    ``stop`` makes the size zero, ``assignment`` is an experiment's. ``stamp`` are the decision's id, time, latency and
+    configuration.
+    """
+    signal, assessment = draft.checked.signal, draft.assessment
+    book, worth = book_name(signal), config.portfolio_value
+    limits = Limits(
+        memory.gross_of_others(book) / worth,
+        config.risk.max_leverage,
+        memory.account.result / worth,
+        config.risk.max_daily_loss,
+        stop,
+        assessment.base_fraction,
+        assignment,
+    )
+    wanted = min(assessment.base_fraction * answer.multiplier, config.chain.max_exposure)
+    decision = decide(
+        signal,
+        assessment,
+        multiplier=answer.multiplier,
+        multiplier_source=answer.source,
+        portfolio_value=worth,
+        max_exposure=config.chain.max_exposure,
+        limit=limits.apply,
+        refusal=None if stop is None else stop[0],
+        passed_over=answer.passed_over,
+        multiplier_confidence=answer.confidence,
+        model_version=answer.model_version,
+        experiment=limits.arms(wanted, assessment.direction * worth),
+        state=draft.state,
+        **stamp,
+    )
+    memory.books[book] = memory.books[book]._replace(target=decision.position_size_usd)
+    return decision
 
 
 def refused(inputs: Inputs, word: str, why: str, portfolio_value: float, **more: Any) -> PositionSizingDecision:

@@ -30,17 +30,16 @@ from layer3.errors import ConfigurationError, DataError
 from layer3.live import risk
 from layer3.live.active import Active, Connect, connect, prepare
 from layer3.live.configuration import Layer3Config, at_start
-from layer3.live.draft import Assessed, Draft, Refusal, begin, book_name
+from layer3.live.draft import Assessed, Draft, Refusal, begin
 from layer3.live.figures import SymbolFigures, symbol_figures
 from layer3.live.inputs import Inputs, number_or_nan
 from layer3.live.logs import correlation
 from layer3.live.memory import Memory
-from layer3.live.outcome import Limits, refused
+from layer3.live.outcome import finish, refused
 from layer3.live.risk import KillSwitch
 from layer3.live.sources import Answer, Asker, Multipliers
 from layer3.live.state import Saver, read_state, write_state
 from layer3.live.telling import Observer, Teller
-from layer3.sizing.chain import decide
 from layer3.types import FALLBACK_KELLY, CascadeIndicators, ClosedTrade, PositionSizingDecision, TacticalSignal
 
 __all__ = ["Layer3Phase1", "Observer"]
@@ -83,7 +82,8 @@ class Layer3Phase1:
     ----------
     observers : called in turn after each decision; one that raises is logged and counted, the decision stands
     kill_switch : while it is on every size is zero
-    counters : ``decisions``, ``refused.<word>``, ``observer_errors``, ``reloads``
+    counters : ``decisions``, ``refused.<word>``, ``unauthorised`` (calls whose key or token the server refused),
+        ``observer_errors``, ``reloads``
 
     Raises
     ------
@@ -117,7 +117,7 @@ class Layer3Phase1:
         self._teller = Teller()
         self.observers, self.counters = self._teller.observers, self._teller.counters
         self.kill_switch = KillSwitch()
-        self._active = prepare(config, connect, self._rng, timer, None, multipliers)
+        self._active = prepare(config, connect, self._rng, timer, self._teller.count, None, multipliers)
         self._aim_kill_switch()
         if config.risk.kill_signal:
             self.kill_switch.listen()
@@ -237,7 +237,9 @@ class Layer3Phase1:
         ------
         As the constructor.
         """
-        active = prepare(config, self._connect, self._rng, self._timer, self._active, self._multipliers)
+        active = prepare(
+            config, self._connect, self._rng, self._timer, self._teller.count, self._active, self._multipliers
+        )
         with self._lock:
             before, self._active = self._active, active
             if (config.chain, config.market) != (before.config.chain, before.config.market):
@@ -326,42 +328,14 @@ class Layer3Phase1:
         self, active: Active, name: str, draft: Assessed, answer: Answer, inputs: Inputs, started: float
     ) -> PositionSizingDecision:
         """The size, from the assessed signal and the multiplier."""
-        config, signal, assessment = active.config, draft.checked.signal, draft.assessment
-        assignment = None if self._assigner is None else self._assigner.assign(signal)
+        assignment = None if self._assigner is None else self._assigner.assign(draft.checked.signal)
         with self._lock:
             # Here once more: what was turned on while the policy was asked must stop this decision too.
             engaged, stop = self.kill_switch.engaged, draft.stop
             if engaged is not None:
                 stop = (risk.KILL_SWITCH, f"the kill switch is on: {engaged}")
-            memory, book, worth = self._memory, book_name(signal), config.portfolio_value
-            limits = Limits(
-                memory.gross_of_others(book) / worth,
-                config.risk.max_leverage,
-                memory.account.result / worth,
-                config.risk.max_daily_loss,
-                stop,
-                assessment.base_fraction,
-                assignment,
-            )
-            wanted = min(assessment.base_fraction * answer.multiplier, config.chain.max_exposure)
-            decision = decide(
-                signal,
-                assessment,
-                multiplier=answer.multiplier,
-                multiplier_source=answer.source,
-                portfolio_value=worth,
-                max_exposure=config.chain.max_exposure,
-                limit=limits.apply,
-                refusal=None if stop is None else stop[0],
-                passed_over=answer.passed_over,
-                multiplier_confidence=answer.confidence,
-                model_version=answer.model_version,
-                experiment=limits.arms(wanted, assessment.direction * worth),
-                state=draft.state,
-                **self._stamp(active, name, inputs, started),
-            )
-            memory.books[book] = memory.books[book]._replace(target=decision.position_size_usd)
-        return decision
+            stamp = self._stamp(active, name, inputs, started)
+            return finish(self._memory, draft, answer, active.config, stop, assignment, **stamp)
 
     def _refused(
         self, active: Active, name: str, refusal: Refusal, inputs: Inputs, started: float

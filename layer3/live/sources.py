@@ -7,19 +7,21 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from layer3 import champion
 from layer3.agent.policy import Policy
-from layer3.errors import ContractError, PolicyError, RefusedError, SourceError
+from layer3.errors import ContractError, PolicyError, RefusedError, SourceError, UnauthorisedError
 from layer3.remote import RemoteAnswer
 from layer3.types import FALLBACK_KELLY, GCP_API, LOCAL_MODEL
 
-__all__ = ["Answer", "Asker", "Multipliers", "Pace", "Sources", "load_local"]
+__all__ = ["UNAUTHORISED", "Answer", "Asker", "Multipliers", "Pace", "Sources", "load_local"]
 
+#: Counted when the server refuses the key or the token of a call.
+UNAUTHORISED: Final = "unauthorised"
 _log = logging.getLogger(__name__)
 
 
@@ -78,8 +80,8 @@ class Pace:
 class Sources(NamedTuple):
     """In the order in which they are asked; ``None`` where there is no such source.
 
-    ``missing`` says of those that are not there why, ``fallback`` is the multiplier where nobody answers, and ``pace``
-    when a server that refuses what we send is to be told of again.
+    ``missing`` says of those that are not there why, ``fallback`` is the multiplier where nobody answers, ``pace`` when
+    a server that refuses what we send is to be told of again, and ``tell`` is called with :data:`UNAUTHORISED`.
     """
 
     client: Asker | None
@@ -87,6 +89,7 @@ class Sources(NamedTuple):
     missing: tuple[str, ...]
     fallback: float
     pace: Pace
+    tell: Callable[[str], None]
 
     def ask(self, state: NDArray[np.float32], request_id: str) -> Answer:
         """The first answer for ``state`` (16,); a source that does not answer is named, never an error."""
@@ -111,9 +114,13 @@ class Sources(NamedTuple):
         return Answer(self.fallback, FALLBACK_KELLY, passed_over=(why,))
 
     def _passed_over(self, error: SourceError | ContractError) -> str:
+        unknown = isinstance(error, UnauthorisedError)
+        if unknown:
+            self.tell(UNAUTHORISED)
         if isinstance(error, RefusedError) and self.pace.due():
             # The server is well: what we send is wrong, and no waiting mends that.
-            _log.error("the policy's server refuses what this program sends", extra={"error": str(error)})
+            what = "the key or token of this program" if unknown else "what this program sends"
+            _log.error(f"the policy's server refuses {what}", extra={"error": str(error)})
         return f"{GCP_API}: {error}"
 
     def _here(self, state: NDArray[np.float32], passed_over: tuple[str, ...]) -> Answer:

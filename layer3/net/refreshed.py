@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
-from layer3.errors import SourceError
+from layer3.errors import HimariError, SourceError
 
 __all__ = ["Refreshed"]
 
@@ -24,18 +24,25 @@ class Refreshed(Generic[T]):
 
     A daemon thread fetches at once, then ``ahead`` seconds before each expiry (earlier where a value
     lives less than twice that), at the latest ``period`` seconds after the last. A fetch that fails is
-    logged and tried again; the old value stays until its expiry. ``what`` names the value in errors.
+    tried again, and logged once as long as it fails for the same reason; the old value stays until its
+    expiry. ``what`` names the value in errors, ``first`` is one that is known already and never expires.
     ``fetch`` may be slow and may raise anything: only that thread waits for it.
     """
 
     def __init__(
-        self, what: str, fetch: Callable[[], tuple[T, float]], *, ahead: float = 300.0, period: float = math.inf
+        self,
+        what: str,
+        fetch: Callable[[], tuple[T, float]],
+        *,
+        first: T | None = None,
+        ahead: float = 300.0,
+        period: float = math.inf,
     ) -> None:
         self._what = what
         self._fetch = fetch
         self._ahead = ahead
         self._period = period
-        self._value: tuple[T, float] | None = None
+        self._value: tuple[T, float] | None = None if first is None else (first, math.inf)
         self._failure = ""
         self._last_fetch = -math.inf
         self._closed = False
@@ -50,11 +57,11 @@ class Refreshed(Generic[T]):
         ------
         SourceError : there is none, and the last fetch failed
         """
+        if not self._thread.is_alive():
+            self._restart()
         held = self._value
         if held is not None and time.time() < held[1]:
             return held[0]
-        if not self._thread.is_alive():
-            self._restart()
         if self._failure:
             raise SourceError(f"{self._what}: {self._failure}")
         return None
@@ -89,7 +96,7 @@ class Refreshed(Generic[T]):
                 wait = self._until_next()
                 retry = _RETRY[0]
             else:
-                wait = retry
+                wait = min(retry, self._period)
                 retry = min(2.0 * retry, _RETRY[1])
             if self._closed:
                 return
@@ -106,14 +113,20 @@ class Refreshed(Generic[T]):
             value, expiry = self._fetch()
             if not expiry > time.time():
                 raise SourceError(f"what was fetched expired at {expiry!r} (Unix seconds)")
-        except SourceError as error:
-            self._failure = str(error)
-            logger.warning("%s: %s", self._what, error)
+        except HimariError as error:
+            if self._is_new(str(error)):
+                logger.warning("%s: %s", self._what, error)
             return False
         except Exception as error:  # the thread's outermost frame around a stranger's code
-            self._failure = f"{type(error).__name__}: {error}"
-            logger.exception("cannot fetch %s", self._what)
+            if self._is_new(f"{type(error).__name__}: {error}"):
+                logger.exception("cannot fetch %s", self._what)
             return False
         self._value = (value, expiry)
+        if self._failure:
+            logger.info("%s: fetched again", self._what)
         self._failure = ""
         return True
+
+    def _is_new(self, failure: str) -> bool:
+        before, self._failure = self._failure, failure
+        return failure != before
