@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from layer3.live.configuration import load_config
 from layer3.live.phase1 import Layer3Phase1
 from layer3.types import PositionSizingDecision
 from tests.fakes.servers import wait_for
+from tests.fakes.threads import at_once
 from tests.live.desk import CALM, CLOUD, NOON, Scripted, signal_of
 
 HALF = Design("x", least_units=10)
@@ -272,17 +272,13 @@ def test_threads_agree_and_every_decision_is_recorded_once(live: LiveExperiment,
     engine = engine_with(live)
     arms: list[set[Any]] = [set() for _ in range(25)]
 
-    def work() -> None:
+    def work(_: int) -> None:
         for number in range(25):
             found = sized(engine, number).experiment
             assert found is not None
             arms[number].add(found.arm)
 
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(work, range(8))
     assert [len(found) for found in arms] == [1] * 25
     assert live.settle(60.0)
     assert len({row.decision.id for row in rows(path)}) == 200

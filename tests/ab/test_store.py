@@ -10,7 +10,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from layer3.ab.assignment import Arm, Design
 from layer3.ab.records import Decision, Outcome
 from layer3.ab.store import SCHEMA, Store
 from layer3.errors import DataError
+from tests.fakes.threads import at_once
 
 ROOT = Path(__file__).resolve().parents[2]
 DECISION = Decision("d1", "x", "u", Arm.POLICY, "forced", "BTC", "m", 1_000.0, 1_500.0, 1e5, "api", 10)
@@ -156,11 +156,7 @@ def test_threads_share_a_store(tmp_path: Path) -> None:
             for number in range(20):
                 store.add_decision(replace(DECISION, id=f"{worker}-{number}"), 11)
 
-        threads = [threading.Thread(target=work, args=(worker,)) for worker in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        at_once(work, range(8))
         assert len(store.rows("x")) == 160
 
 

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from layer3.breaker import BreakerConfig, CircuitBreaker, Permit
 from layer3.errors import ConfigurationError, DataError
 from tests.fakes.breaker_model import BreakerModel
+from tests.fakes.threads import at_once, beside
 
 
 class Clock:
@@ -463,12 +464,12 @@ def test_of_64_threads_exactly_one_gets_the_probe() -> None:
     clock = Clock()
     breaker = opened(clock, BreakerConfig(longest_wait=30.0))
     rounds, threads = 150, 64
-    start, end = threading.Barrier(threads + 1), threading.Barrier(threads + 1)
+    start, end = threading.Barrier(threads + 1, timeout=120), threading.Barrier(threads + 1, timeout=120)
     won: list[Permit] = []
     opened_for: list[str] = []
     breaker.listeners.append(lambda old, new, reason: opened_for.append(new))
 
-    def work() -> None:
+    def work(_: int) -> None:
         for _ in range(rounds):
             start.wait()
             permit = breaker.try_acquire()
@@ -476,20 +477,16 @@ def test_of_64_threads_exactly_one_gets_the_probe() -> None:
                 won.append(permit)
             end.wait()
 
-    workers = [threading.Thread(target=work) for _ in range(threads)]
     switch = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        for worker in workers:
-            worker.start()
-        for turn in range(rounds):
-            clock.now += 30.0
-            start.wait()
-            end.wait()
-            assert len(won) == 1
-            won.pop().failure() if turn % 3 else won.pop().ignore()
-        for worker in workers:
-            worker.join()
+        with beside(work, range(threads)):
+            for turn in range(rounds):
+                clock.now += 30.0
+                start.wait()
+                end.wait()
+                assert len(won) == 1
+                won.pop().failure() if turn % 3 else won.pop().ignore()
     finally:
         sys.setswitchinterval(switch)
     assert set(opened_for) == {"half_open", "open"}
@@ -510,11 +507,7 @@ def test_threads_that_answer_at_once_leave_a_sound_breaker_and_an_ordered_story(
             if permit is not None:
                 permit.failure() if failed else permit.success()
 
-    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(16)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    at_once(work, range(16))
     assert len(story) > 20
     assert story[0][0] == "closed"
     assert all(before[1] == after[0] for before, after in itertools.pairwise(story))

@@ -23,6 +23,7 @@ from layer3.live.metrics import MetricsServer
 from layer3.live.sources import Pace
 from layer3.sizing.chain import SizingChain, decide
 from layer3.types import Action, CascadeIndicators, ClosedTrade, PositionSizingDecision, Regime
+from tests.fakes.threads import at_once
 from tests.layer3.test_size import release
 from tests.live.desk import CALM, CLOUD, DAY, NOON, OFF, Desk, Scripted, signal_of
 
@@ -488,11 +489,7 @@ def test_many_threads_lose_nothing() -> None:
             trade = ClosedTrade(0.01, 1.0, NOON, f"{number}-{i}")
             found.append(desk.size(signal_of(symbol=f"S{number % 4}", strategy_id=str(number)), recent_trades=[trade]))
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(work, range(8))
     assert desk.engine.counters == {"decisions": 400}
     assert len({decision.decision_id for decision in found}) == 400
     symbols = desk.engine.snapshot()["memory"]["symbols"]

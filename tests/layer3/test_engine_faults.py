@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from layer3.types import FALLBACK_KELLY, GCP_API, LOCAL_MODEL, PositionSizingDec
 from tests.fakes.breaker_model import BreakerModel
 from tests.fakes.policies import small_policy
 from tests.fakes.policy_server import ANSWER, BEHAVIOURS, GONE, PolicyServer
+from tests.fakes.threads import at_once
 from tests.fakes.timing import noise
 from tests.layer3 import test_remote_faults
 from tests.layer3.test_remote_faults import REFUSED
@@ -53,25 +53,15 @@ def decide_from_threads(engine: Layer3Phase1, calls: int) -> tuple[list[Position
     """The decisions of :data:`THREADS` threads at once, and how many milliseconds each took its caller."""
     decisions: list[PositionSizingDecision] = []
     milliseconds: list[float] = []
-    raised: list[BaseException] = []
 
-    def work() -> None:
-        try:
-            for _ in range(calls):
-                start = time.monotonic()
-                decision = engine.calculate_position(signal_of(timestamp_ns=time.time_ns()), CALM, 100.0)
-                milliseconds.append((time.monotonic() - start) * 1e3)
-                decisions.append(decision)
-        except BaseException as error:
-            raised.append(error)
-            raise
+    def work(_: int) -> None:
+        for _ in range(calls):
+            start = time.monotonic()
+            decision = engine.calculate_position(signal_of(timestamp_ns=time.time_ns()), CALM, 100.0)
+            milliseconds.append((time.monotonic() - start) * 1e3)
+            decisions.append(decision)
 
-    workers = [threading.Thread(target=work) for _ in range(THREADS)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not raised
+    at_once(work, range(THREADS))
     return decisions, milliseconds
 
 

@@ -27,6 +27,7 @@ from layer3.errors import (
 )
 from layer3.remote import PolicyClient, RemoteAnswer, fetch_multiplier
 from tests.fakes.policy_server import BEHAVIOURS, PolicyServer
+from tests.fakes.threads import at_once
 from tests.fakes.timing import quickest
 
 GOOD = {"position_multiplier": 1.25, "confidence": 0.6, "latency_ms": 0.4, "model_version": "20250101-abc"}
@@ -371,22 +372,18 @@ def test_of_64_callers_at_the_half_open_moment_one_reaches_the_server() -> None:
         time.sleep(0.05)
         answer(b"oops", 500)(handler, request)
 
-    def work(client: PolicyClient) -> None:
+    def work(_: int) -> None:
         start.wait()
         with pytest.raises(SourceError):
             client.ask(STATE)
 
     with serving(reply) as url, PolicyClient(url, timeout_s=5, breaker=breaker) as client:
         for round_ in range(5):
-            workers = [threading.Thread(target=work, args=(client,)) for _ in range(64)]
             if round_ == 0:
                 with pytest.raises(SourceError, match="HTTP 500"):
                     client.ask(STATE)
             now[0] += 30.0
-            for worker in workers:
-                worker.start()
-            for worker in workers:
-                worker.join()
+            at_once(work, range(64))
             assert len(reached) == round_ + 2
     assert breaker.figures().refused == 5 * 63
 

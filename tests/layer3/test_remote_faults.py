@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 import numpy as np
@@ -13,6 +12,7 @@ from layer3.errors import CircuitOpenError, ContractError, HimariError, RefusedE
 from layer3.remote import PolicyClient
 from tests.fakes.breaker_model import BreakerModel
 from tests.fakes.policy_server import BEHAVIOURS, GONE, PolicyServer
+from tests.fakes.threads import at_once
 from tests.fakes.timing import noise
 
 STATE = np.zeros(16)
@@ -34,29 +34,15 @@ def ask_from_threads(client: PolicyClient, threads: int, calls: int) -> tuple[li
     """How each call ended, and how many seconds it took."""
     outcomes: list[HimariError | None] = []
     seconds: list[float] = []
-    escaped: list[BaseException] = []
 
-    def work() -> None:
-        try:
-            for _ in range(calls):
-                start = time.monotonic()
-                try:
-                    client.ask(STATE)
-                    outcome = None
-                except HimariError as error:
-                    outcome = error
-                seconds.append(time.monotonic() - start)
-                outcomes.append(outcome)
-        except BaseException as error:
-            escaped.append(error)
-            raise
+    def work(_: int) -> None:
+        for _ in range(calls):
+            start = time.monotonic()
+            outcome = asked(client)
+            seconds.append(time.monotonic() - start)
+            outcomes.append(outcome)
 
-    workers = [threading.Thread(target=work) for _ in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not escaped
+    at_once(work, range(threads))
     return outcomes, seconds
 
 

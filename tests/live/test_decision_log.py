@@ -24,6 +24,7 @@ from layer3.errors import ConfigurationError, DataError
 from layer3.live.decision_log import DecisionLog, Fsync
 from layer3.live.log_file import decode, encode, files, read, read_all
 from tests.fakes.servers import wait_for
+from tests.fakes.threads import at_once
 
 APPENDER = Path(__file__).with_name("appender.py")
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -293,16 +294,7 @@ def test_threads_share_the_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "fdatasync", slow)
     path = tmp_path / "d.jsonl"
     with open_log(path) as log:
-        threads = [
-            threading.Thread(
-                target=lambda first: [log.append({"number": first + i}) for i in range(20)], args=(20 * t,)
-            )
-            for t in range(8)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        at_once(lambda first: [log.append({"number": first + i}) for i in range(20)], range(0, 160, 20))
         # One each would be 160.
         assert log.syncs < 160
     assert sorted(record["number"] for record in read(path) if "number" in record) == list(range(160))

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from layer3.live.logs import JsonFormatter, configure, correlation
 from layer3.types import PositionSizingDecision
+from tests.fakes.threads import at_once
 from tests.live.desk import CALM, CLOUD, Desk, Scripted, signal_of
 
 
@@ -79,11 +80,7 @@ def test_the_id_follows_threads_and_tasks_each_its_own(log: tuple[logging.Logger
             logger.info("in", extra={"who": name})
         logger.info("out")
 
-    threads = [threading.Thread(target=work, args=(f"t{i}",)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(work, [f"t{i}" for i in range(4)])
 
     async def task(name: str) -> None:
         with correlation(name):

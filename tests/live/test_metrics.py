@@ -27,6 +27,7 @@ from layer3.live.phase1 import Layer3Phase1
 from layer3.remote import RemoteAnswer
 from layer3.types import Action, CascadeIndicators, Regime, TacticalSignal
 from tests.fakes.servers import binary, free_port, running, wait_for
+from tests.fakes.threads import at_once, beside
 
 NOW = 1_767_258_000_000_000_000
 HOUR = 3_600_000_000_000
@@ -267,7 +268,7 @@ def test_threads_lose_no_decision(clock: Clock) -> None:
     engine, registry, _ = make(clock)
     over = threading.Event()
 
-    def look() -> None:
+    def look(_: int) -> None:
         while not over.is_set():
             generate_latest(registry)
 
@@ -275,14 +276,9 @@ def test_threads_lose_no_decision(clock: Clock) -> None:
         for _ in range(100):
             engine.calculate_position(signal(clock, strategy_id=name), CALM, 100.0)
 
-    looker = threading.Thread(target=look)
-    workers = [threading.Thread(target=size, args=(f"s{i}",)) for i in range(4)]
-    for thread in (looker, *workers):
-        thread.start()
-    for thread in workers:
-        thread.join()
-    over.set()
-    looker.join()
+    with beside(look, range(1)):
+        at_once(size, [f"s{i}" for i in range(4)])
+        over.set()
     found = values(registry)
     assert [found[f"position_decisions_total{{strategy_id=s{i}}}"] for i in range(4)] == [100.0] * 4
     assert found["decision_latency_seconds_count"] == 400.0

@@ -23,6 +23,7 @@ from layer3.live.recorder import Recorder, head
 from layer3.live.replay import replay
 from layer3.types import Action, CascadeIndicators, Regime, TacticalSignal
 from tests.fakes.policies import small_policy
+from tests.fakes.threads import at_once
 
 NOW = 1_767_258_000_000_000_000
 HOUR = 3_600_000_000_000
@@ -211,11 +212,7 @@ def test_decisions_of_many_threads_are_taken_in_the_engines_order(desk: Desk) ->
         for i in range(25):
             desk.size(symbol=symbol, recent_trades=[{"trade_return": 0.01, "trade_id": f"{symbol}{i}"}])
 
-    threads = [threading.Thread(target=work, args=(f"S{i}-USDT",)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(work, [f"S{i}-USDT" for i in range(4)])
     found = records(desk)
     shuffled = [found[0], *reversed(found[1:])]
     for order in (found, shuffled):
