@@ -57,8 +57,10 @@ class Desk:
     #: Of canaries; None for the real one.
     watcher: Watcher | None = content
     limits: Limits = PATIENT
-    operation_seconds: float = 20.0
-    health_seconds: float = 20.0
+    operation_seconds: float = 120.0
+    health_seconds: float = 120.0
+    #: Of operations, in seconds.
+    clock: Callable[[], float] = time.monotonic
 
     def target(self, **changes: object) -> Target:
         settings = {
@@ -75,7 +77,7 @@ class Desk:
     def platform(self, log: Callable[[str], None] = lambda line: None, **changes: object) -> CloudRun:
         target = self.target(**changes)
         credentials = target.cloud.credentials()
-        api = RunApi(target, credentials, sleep=brief, operation_seconds=self.operation_seconds)
+        api = RunApi(target, credentials, clock=self.clock, sleep=brief, operation_seconds=self.operation_seconds)
         watch = Watch(Monitoring(target, credentials, sleep=brief), sleep=brief)
         return CloudRun(
             target, STORE, api, self.watcher or watch, limits=self.limits, health_seconds=self.health_seconds, log=log

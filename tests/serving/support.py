@@ -105,7 +105,7 @@ class Client:
     def ask(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, **options: Any
     ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request(method, path, body, dict(headers or {}), **options)
             response = connection.getresponse()
@@ -120,7 +120,7 @@ class Client:
         return self.ask("GET", "/health")
 
     def wait_for_health(self, *statuses: str, process: subprocess.Popen[bytes] | None = None) -> Answer:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while True:
             try:
                 answer = self.health()
@@ -133,7 +133,7 @@ class Client:
             time.sleep(0.02)
 
 
-def exchange(port: int, *pieces: bytes, answers: int = 1, timeout: float = 20.0) -> bytes:
+def exchange(port: int, *pieces: bytes, answers: int = 1, timeout: float = 60.0) -> bytes:
     """What comes back on one connection for the bytes of ``pieces``: ``answers`` whole ones, or all until it closes."""
     with socket.create_connection(("127.0.0.1", port), timeout=timeout) as connection:
         for piece in pieces:
@@ -209,7 +209,7 @@ class Process:
     def end(self, how: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
         """Signal it; exit status and everything it wrote."""
         self.process.send_signal(how)
-        output, _ = self.process.communicate(timeout=20)
+        output, _ = self.process.communicate(timeout=120)
         return self.process.returncode, output.decode()
 
 

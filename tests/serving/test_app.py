@@ -229,7 +229,7 @@ def test_a_chunked_body_within_the_limit_is_fine(client: Client) -> None:
 
 def test_a_large_announcement_is_refused_before_the_body_is_sent(client: Client) -> None:
     head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 104857600\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=60) as connection:
         connection.sendall(head)
         assert connection.recv(64).startswith(b"HTTP/1.1 413 ")
 
@@ -237,7 +237,7 @@ def test_a_large_announcement_is_refused_before_the_body_is_sent(client: Client)
 def test_a_slow_sender_is_not_waited_for(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overload, "BODY_SECONDS", 0.1)
     head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
-    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=60) as connection:
         connection.sendall(head)
         answer = b""
         while part := b"" if b"}" in answer else connection.recv(4096):  # head and body may come one by one
@@ -249,7 +249,7 @@ def test_a_slow_sender_is_not_waited_for(client: Client, monkeypatch: pytest.Mon
 def test_a_caller_who_goes_leaves_no_trace(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
     for _ in range(5):
-        with socket.create_connection(("127.0.0.1", client.port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", client.port), timeout=60) as connection:
             connection.sendall(head)
     assert client.predict(NEUTRAL).status == 200
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -230,21 +229,24 @@ def test_one_at_a_time_in_one_store(tmp_path: Path) -> None:
 
 
 def test_a_short_release_of_another_is_waited_for(tmp_path: Path) -> None:
-    entered = threading.Event()
+    entered, enough = threading.Event(), threading.Event()
 
     def hold() -> None:
         with channels.exclusive(str(tmp_path)):
             entered.set()
-            time.sleep(0.3)
+            enough.wait(120)
 
     other = threading.Thread(target=hold)
     other.start()
-    entered.wait(10)
+    assert entered.wait(120)
     with pytest.raises(ReleaseError, match="another release"), channels.exclusive(str(tmp_path), patience_seconds=0.1):
         pass
-    with channels.exclusive(str(tmp_path), patience_seconds=30):
-        pass
+    ending = threading.Timer(0.1, enough.set)
+    ending.start()
+    with channels.exclusive(str(tmp_path), patience_seconds=120):
+        assert enough.is_set()
     other.join()
+    ending.join()
 
 
 # Models

@@ -204,7 +204,7 @@ def test_a_service_that_is_not_there_cannot_be_opened(cloud: Desk) -> None:
 
 def ask(cloud: Desk, path: str, authorization: bytes | None) -> int:
     """Status of the service's own address."""
-    connection = http.client.HTTPConnection(cloud.run.only().uri.removeprefix("http://"), timeout=10)
+    connection = http.client.HTTPConnection(cloud.run.only().uri.removeprefix("http://"), timeout=60)
     headers = {"Content-Type": "application/json"} | ({"Authorization": authorization} if authorization else {})
     connection.request("POST", path, json.dumps({"state": NEUTRAL}), headers)
     status = connection.getresponse().status
@@ -271,12 +271,12 @@ def test_slow_answers_under_canary(watched: Desk) -> None:
     (old,) = watched.run.traffic()
 
     def slow(revision: str, percent: int, path: str, status: int, body: bytes) -> tuple[int, bytes]:
-        if revision != old and percent == 10:
-            time.sleep(0.05)
+        if revision != old and percent == 10:  # as users saw it: slower than this machine may make the champion's
+            watched.run.front.count(revision, percent, 200, 300.0)
         return status, body
 
     watched.run.front.meddle = slow
-    watched.limits = Limits(p99_factor=1.0, p99_seconds=0.02, p99_requests=20)
+    watched.limits = Limits(p99_factor=1.0, p99_seconds=60.0, p99_requests=20)
     old_seconds = "99th percentile is [0-9]+ ms, at most [0-9]+ ms are allowed"
     refused(watched, 2, f"step 'canary 10 %': .*{old_seconds}")
 

@@ -110,7 +110,7 @@ def test_a_wrong_name_is_refused(client: run_v2.ServicesClient, service_id: str)
 
 
 def test_an_unknown_field_is_refused(fake: FakeCloudRun) -> None:
-    connection = http.client.HTTPConnection(fake.url.removeprefix("http://"), timeout=10)
+    connection = http.client.HTTPConnection(fake.url.removeprefix("http://"), timeout=60)
     connection.request("POST", f"/v2/{PARENT}/services?serviceId=himari", json.dumps({"trafic": []}))
     answer = connection.getresponse()
     said = json.loads(answer.read())

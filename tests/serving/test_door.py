@@ -206,7 +206,7 @@ def test_chunks_and_trailers(client: Client) -> None:
 @pytest.mark.parametrize("expected", ["100-continue", "100-Continue"])
 def test_a_caller_that_waits_for_100_continue(client: Client, expected: str) -> None:
     head, _, body = request("POST", "/predict", BODY, Expect=expected).partition(b"\r\n\r\n")
-    with socket.create_connection(("127.0.0.1", client.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=60) as connection:
         connection.sendall(head + b"\r\n\r\n")
         assert read_answers(connection, 1) == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.sendall(body)
@@ -288,7 +288,7 @@ def test_an_idle_connection_is_closed(client: Client, monkeypatch: pytest.Monkey
 def test_whoever_sends_and_never_reads_is_cut_off(client: Client) -> None:
     """A flood of requests, none of whose answers is read, ends with the connection and not with our memory."""
     flood = request("GET", "/health") * 2000
-    with socket.create_connection(("127.0.0.1", client.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=60) as connection:
         assert is_cut_off(connection, flood)
     assert client.predict(NEUTRAL).status == 200
 

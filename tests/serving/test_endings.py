@@ -19,7 +19,7 @@ WHOLE = b"%x\r\n%b\r\n" % (len(BODY), BODY)
 
 def half_closed(port: int, sent: bytes) -> bytes:
     """What comes back for ``sent`` when the sending half is closed right behind it."""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
         return read_answers(connection, 1000)
@@ -49,7 +49,7 @@ def test_who_closes_its_half_at_once_is_answered(client: Client, sent: bytes, ex
 
 def in_two(port: int, first: bytes, second: bytes) -> bytes:
     """What comes back when ``second`` is sent once the server has begun on ``first`` and asked for more."""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(first)
         told = read_answers(connection, 1)
         assert told.startswith(b"HTTP/1.1 100 Continue")

@@ -33,6 +33,11 @@ FORBIDDEN = (
     "click",
 )
 PREDICT = request("POST", "/predict", json.dumps({"state": NEUTRAL}).encode())
+#: A server that gives requests under way more time than a busy machine takes for anything else.
+PATIENT = (
+    "-c",
+    "import runpy, serving.server as s; s._DRAIN_SECONDS = 200.0; runpy.run_module('serving', run_name='__main__')",
+)
 
 
 def ready(server: Process) -> None:
@@ -107,14 +112,14 @@ def test_without_a_model_it_starts_and_says_so() -> None:
 
 def test_a_wrong_port_is_one_line_and_status_2() -> None:
     with serving_process(PORT="eighty") as server:
-        output, _ = server.process.communicate(timeout=20)
+        output, _ = server.process.communicate(timeout=120)
     assert server.process.returncode == 2
     assert output.decode() == "serving: PORT is 'eighty', expected a number from 1 to 65535\n"
 
 
 def test_it_does_not_start_open_unless_it_is_told_to() -> None:
     with serving_process(AUTH="") as server:
-        output, _ = server.process.communicate(timeout=20)
+        output, _ = server.process.communicate(timeout=120)
     assert server.process.returncode == 2
     (line,) = output.decode().splitlines()
     for choice in ("API_KEYS_FILE", "ID_TOKEN_AUDIENCE", "AUTH=off"):
@@ -123,7 +128,7 @@ def test_it_does_not_start_open_unless_it_is_told_to() -> None:
 
 def test_a_file_of_keys_that_is_not_there_is_one_line_and_status_2(tmp_path: Path) -> None:
     with serving_process(API_KEYS_FILE=str(tmp_path / "none")) as server:
-        output, _ = server.process.communicate(timeout=20)
+        output, _ = server.process.communicate(timeout=120)
     assert server.process.returncode == 2
     (line,) = output.decode().splitlines()
     assert str(tmp_path / "none") in line
@@ -141,7 +146,7 @@ def test_a_taken_port_is_said() -> None:
         socket.create_server(("127.0.0.1", 0)) as holder,
         serving_process(PORT=str(holder.getsockname()[1])) as server,
     ):
-        output, _ = server.process.communicate(timeout=20)
+        output, _ = server.process.communicate(timeout=120)
     assert server.process.returncode == 1
     assert "address already in use" in output.decode().lower()
 
@@ -149,7 +154,7 @@ def test_a_taken_port_is_said() -> None:
 def test_it_ends_with_its_standard_input_if_it_is_told_to(policy_folder: Path) -> None:
     with serving_process(MODEL_URI=str(policy_folder), **{EXIT_WITH_STDIN: "1"}) as server:
         ready(server)
-        output, _ = server.process.communicate(timeout=20)  # closes its standard input
+        output, _ = server.process.communicate(timeout=120)  # closes its standard input
     assert server.process.returncode == 0
     assert b"Traceback" not in output
 
@@ -158,10 +163,10 @@ def test_it_ends_with_its_standard_input_if_it_is_told_to(policy_folder: Path) -
 
 
 def test_what_is_under_way_is_answered_after_sigterm_while_health_says_draining(policy_folder: Path) -> None:
-    with serving_process(MODEL_URI=str(policy_folder)) as server:
+    with serving_process(*PATIENT, MODEL_URI=str(policy_folder)) as server:
         ready(server)
         port = server.client.port
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as slow:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as slow:
             slow.sendall(PREDICT + PREDICT[:-5])
             assert statuses(read_answers(slow, 1)) == [200]  # so the second one is under way
             server.process.send_signal(signal.SIGTERM)
@@ -170,46 +175,46 @@ def test_what_is_under_way_is_answered_after_sigterm_while_health_says_draining(
             assert statuses(exchange(port, PREDICT)) == [200]  # whoever has not heard yet is answered too
             slow.sendall(PREDICT[-5:])
             assert statuses(read_answers(slow, 1)) == [200]
-        output, _ = server.process.communicate(timeout=20)
+        output, _ = server.process.communicate(timeout=120)
     assert server.process.returncode == 0
     assert b"Traceback" not in output
 
 
 def test_idle_connections_keep_nobody_from_stopping(policy_folder: Path) -> None:
-    with serving_process(MODEL_URI=str(policy_folder)) as server:
+    with serving_process(*PATIENT, MODEL_URI=str(policy_folder)) as server:
         ready(server)
-        with socket.create_connection(("127.0.0.1", server.client.port), timeout=20) as idle:
+        with socket.create_connection(("127.0.0.1", server.client.port), timeout=60) as idle:
             idle.sendall(PREDICT)
             assert statuses(read_answers(idle, 1)) == [200]
             began = time.monotonic()
             status, _ = server.end()
             assert idle.recv(1) == b""
     assert status == 0
-    assert time.monotonic() - began < 6  # far less than the time for requests under way
+    assert time.monotonic() - began < 100  # less than the time for requests under way
 
 
 def test_a_sender_that_never_ends_is_cut_before_the_platform_kills(policy_folder: Path) -> None:
     with serving_process(MODEL_URI=str(policy_folder)) as server:
         ready(server)
-        with socket.create_connection(("127.0.0.1", server.client.port), timeout=20) as slow:
+        with socket.create_connection(("127.0.0.1", server.client.port), timeout=60) as slow:
             slow.sendall(PREDICT + PREDICT[:-5])
             assert statuses(read_answers(slow, 1)) == [200]
             server.process.send_signal(signal.SIGTERM)
             answer = read_answers(slow, 1)
-            output, _ = server.process.communicate(timeout=20)
+            output, _ = server.process.communicate(timeout=120)
     assert statuses(answer) in ([408], [503])
     assert server.process.returncode == 0
     assert b"Traceback" not in output
 
 
 def test_ctrl_c_twice_does_not_wait(policy_folder: Path) -> None:
-    with serving_process(MODEL_URI=str(policy_folder)) as server:
+    with serving_process(*PATIENT, MODEL_URI=str(policy_folder)) as server:
         ready(server)
-        with socket.create_connection(("127.0.0.1", server.client.port), timeout=20) as slow:
+        with socket.create_connection(("127.0.0.1", server.client.port), timeout=60) as slow:
             slow.sendall(PREDICT + PREDICT[:-5])
             assert statuses(read_answers(slow, 1)) == [200]
             server.process.send_signal(signal.SIGINT)
             server.client.wait_for_health("draining", process=server.process)
             began = time.monotonic()
             server.end(signal.SIGINT)
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 100
