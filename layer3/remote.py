@@ -43,7 +43,7 @@ _LONGEST_TIMEOUT: Final = 600.0
 #: Seconds between two looks for the addresses of the host's name.
 _LOOKUP_PERIOD: Final = 60.0
 #: Seconds between two readings of the key's file. It may be a mounted secret, whose time of change says nothing.
-_KEY_PERIOD: Final = 10.0
+_KEY_PERIOD: Final = 5.0
 _AUTHORIZATION: Final = "Authorization"
 _BEARER: Final = "Bearer "
 #: The headers that hold a secret, in words.
@@ -75,7 +75,7 @@ class PolicyClient:
     token_source : returns an identity token and its expiry in Unix seconds, such as
         :func:`layer3.net.tokens.metadata_tokens`; a token is sent over https or loopback only
     api_key_file : a file with nothing but an API key, which goes in ``X-API-Key``, by the same rule.
-        It is read every 10 s, and at once when the key was refused; while it cannot be used, the key
+        It is read every 5 s, and at once when the key was refused; while it cannot be used, the key
         before it is sent
     contract : the state contract that the caller was built for
 
@@ -131,7 +131,7 @@ class PolicyClient:
             self._tokens = Refreshed(f"a token for {endpoint}", lambda: checked_token(token_source))
         if api_key_file is not None and key is not None:
             self._key = Refreshed(
-                f"the API key for {endpoint} stays as it was",
+                f"the API key for {endpoint}",
                 keys.key_source(api_key_file, key),
                 first=key,
                 period=_KEY_PERIOD,

@@ -100,6 +100,10 @@ def test_size(tmp_path: Path) -> None:
     assert {f"--input={AWKWARD}", "--endpoint=http://127.0.0.1:8123", "--store=."} <= set(shown)
 
 
+def test_the_key_of_a_size(tmp_path: Path) -> None:
+    assert f"--api-key-file={AWKWARD}" in say(tmp_path, "size", f"API_KEY_FILE={AWKWARD}")
+
+
 @pytest.mark.parametrize("target", ["rollback", "release-status"])
 def test_releases(tmp_path: Path, target: str) -> None:
     assert f"--store={AWKWARD}" in say(tmp_path, target, f"STORE={AWKWARD}")

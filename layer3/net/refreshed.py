@@ -115,7 +115,8 @@ class Refreshed(Generic[T]):
                 raise SourceError(f"what was fetched expired at {expiry!r} (Unix seconds)")
         except HimariError as error:
             if self._is_new(str(error)):
-                logger.warning("%s: %s", self._what, error)
+                held = self._value is not None and time.time() < self._value[1]
+                logger.warning("%s: %s%s", self._what, error, "; the one before is used" if held else "")
             return False
         except Exception as error:  # the thread's outermost frame around a stranger's code
             if self._is_new(f"{type(error).__name__}: {error}"):

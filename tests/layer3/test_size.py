@@ -5,9 +5,7 @@ import json
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,8 @@ from layer3.champion import Champion, Channel
 from layer3.size import main
 from layer3.sizing.request import EXAMPLE
 from tests.fakes.policies import small_policy
+from tests.fakes.strict import strict_server
+from tests.fakes.web import Handler, answering
 
 NAMED = {"policy_sha256": "0" * 64, "contract": contract.VERSION, "released_at": "2026-01-01", "run_id": "run-1"}
 
@@ -36,25 +36,14 @@ def served() -> Iterator[tuple[str, list[list[float]]]]:
     """A champion that answers 1.5, and the states that it was asked."""
     asked: list[list[float]] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Champion(Handler):
         def do_POST(self) -> None:
-            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["state"])
+            asked.append(json.loads(self.content())["state"])
             body = b'{"position_multiplier": 1.5, "confidence": 0.7, "latency_ms": 1, "model_version": "m1"}'
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.reply(200, body)
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            """Quiet."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}", asked
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with answering(Champion) as url:
+        yield url, asked
 
 
 def release(store: Path) -> Policy:
@@ -75,6 +64,21 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any
     assert main([str(a) for a in (*arguments, "--json")]) == 0
     document: dict[str, Any] = json.loads(capsys.readouterr().out)
     return document
+
+
+def test_the_endpoint_may_ask_for_a_key(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("the-desks-own-key\n")
+    with strict_server() as server:
+        asked = ("--endpoint", server.url, "--store", tmp_path, "--timeout-ms", 5000, "--api-key-file", key)
+        refused = run(capsys, *asked)
+        assert refused["multiplier_source"] == "fallback_kelly"
+        assert "refused the API key: HTTP 401" in refused["passed_over"][0]
+        server.accepted = {"the-desks-own-key"}
+        assert run(capsys, *asked)["multiplier_source"] == "gcp_api"
+        key.write_text("")
+        assert main([*map(str, asked)]) == 2
+    assert capsys.readouterr().err == f"error: {key} is empty: write the API key there\n"
 
 
 def test_the_served_champion_comes_first(
