@@ -7,10 +7,8 @@ import importlib.util
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from tests.fakes.servers import free_port
+from tests.fakes.web import Handler, answering
 
 ROOT = Path(__file__).resolve().parents[1]
 MANIFEST = b'{"schemaVersion": 2, "manifests": []}'
@@ -52,41 +51,27 @@ class Registry:
 def registry() -> Iterator[Registry]:
     state = Registry()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Images(Handler):
         def do_GET(self) -> None:
             state.asked.append(self.path)
             address = urlsplit(self.path)
             if address.path == "/token":
                 query = parse_qs(address.query)
                 assert query == {"service": ["registry"], "scope": ["repository:library/python:pull"]}
-                self.answer(200, json.dumps({"token": "let-me-in"}).encode(), {})
+                self.reply(200, json.dumps({"token": "let-me-in"}).encode())
             elif self.headers["Authorization"] != "Bearer let-me-in":
                 wanted = 'Bearer realm="{}",service="registry",scope="repository:library/python:pull"'
-                self.answer(401, b"{}", {"WWW-Authenticate": wanted.format(state.realm)})
+                self.reply(401, b"{}", {"WWW-Authenticate": wanted.format(state.realm)})
             elif address.path != "/v2/library/python/manifests/3.11-slim":
-                self.answer(404, b"{}", {})
+                self.reply(404, b"{}")
             else:
                 assert "application/vnd.oci.image.index.v1+json" in self.headers["Accept"]
-                self.answer(state.status, MANIFEST, {"Docker-Content-Digest": state.announced})
+                self.reply(state.status, MANIFEST, {"Docker-Content-Digest": state.announced})
 
-        def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            return
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        state.host = f"127.0.0.1:{server.server_port}"
-        state.realm = f"http://{state.host}/token"
+    with answering(Images) as url:
+        state.host = url.removeprefix("http://")
+        state.realm = f"{url}/token"
         yield state
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ Serves the product list, the currency lists that ``load_markets`` asks for, and 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
+
+from tests.fakes.web import Handler, answering
 
 HOUR = 3600
 PRODUCTS = ("BTC-USD", "BTC-EUR", "ETH-USD", "SOL-USD")
@@ -100,31 +100,14 @@ def _product(name: str) -> dict[str, object]:
 def serve(state: Coinbase) -> Iterator[Coinbase]:
     """Run the stand-in on a free loopback port; ``state.url`` is its address."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Candles(Handler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
             parts = urlsplit(self.path)
             state.requests.append(self.path)
             status, body = state.answer(parts.path, parse_qs(parts.query))
-            content = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            self.reply(status, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            """The standard server writes to stderr; the requests are in ``state.requests``."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with answering(Candles) as state.url:
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import rsa
+
+from tests.fakes.web import Handler, answering
 
 AUDIENCE = "https://himari.example"
 EMAIL = "trader@project.iam.gserviceaccount.com"
@@ -72,33 +73,22 @@ def issuer(*names: str) -> Iterator[Issuer]:
     state = Issuer([jwk(name) for name in names])
     state.answers.set()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Keys(Handler):
         def do_GET(self) -> None:
             state.requests += 1
             state.answers.wait(30)
             body = state.body if state.body is not None else json.dumps({"keys": state.keys}).encode()
-            self.send_response(state.status)
+            headers = dict(state.headers)
             if state.max_age is not None:
-                self.send_header("Cache-Control", f"public, max-age={state.max_age}, must-revalidate, no-transform")
-            for name, value in state.headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+                headers["Cache-Control"] = f"public, max-age={state.max_age}, must-revalidate, no-transform"
+            self.reply(state.status, body, headers)
 
-        def log_message(self, *_: object) -> None:
-            return
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        state.url = f"http://127.0.0.1:{server.server_port}/certs"
+    with answering(Keys) as url:
+        state.url = f"{url}/certs"
         try:
             yield state
         finally:
             state.answers.set()
-            server.shutdown()
-            thread.join()
 
 
 def _base64(number: int) -> str:

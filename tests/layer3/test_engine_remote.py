@@ -6,15 +6,15 @@ import asyncio
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
 import pytest
 
 from layer3.engine import Layer3Phase1RL
 from layer3.types import PositionSizingDecision
+from tests.fakes.web import Handler, running
 from tests.live.desk import CALM, signal_of
 
 # Larger than in production: the machine that runs the tests may be busy.
@@ -29,12 +29,12 @@ class Server(ThreadingHTTPServer):
     asked = 0
 
 
-class Handler(BaseHTTPRequestHandler):
+class Moody(Handler):
     protocol_version = "HTTP/1.1"
     server: Server
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.content()
         self.server.asked += 1
         mood = self.server.mood
         value = {"nan": float("nan"), "wide": 3.0}.get(mood, 1.25)
@@ -59,19 +59,11 @@ class Handler(BaseHTTPRequestHandler):
         except OSError:
             self.close_connection = True
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Quiet."""
-
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    server = Server(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with running(Server(("127.0.0.1", 0), Moody)) as server:
+        yield server
 
 
 def engine_of(server: Server) -> Layer3Phase1RL:

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from layer3.remote import PolicyClient, RemoteAnswer, fetch_multiplier
 from tests.fakes.policy_server import BEHAVIOURS, PolicyServer
 from tests.fakes.threads import at_once
 from tests.fakes.timing import quickest
+from tests.fakes.web import Handler, answering
 
 GOOD = {"position_multiplier": 1.25, "confidence": 0.6, "latency_ms": 0.4, "model_version": "20250101-abc"}
 STATE = np.linspace(-1, 1, 16, dtype=np.float32)
@@ -39,30 +40,19 @@ Reply = Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]
 def serving(reply: Reply) -> Iterator[str]:
     """A real HTTP server on a free loopback port; yields its URL."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Replying(Handler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
 
         def do_POST(self) -> None:
-            seen = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            seen = json.loads(self.content())
             with contextlib.suppress(OSError):  # the caller may have hung up
                 reply(
                     self, {"path": self.path, "body": seen, "headers": dict(self.headers), "from": self.client_address}
                 )
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            """Quiet."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True  # one may still wait for its caller's next request
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with answering(Replying) as url:
+        yield url
 
 
 def answer(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Reply:

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -20,7 +20,9 @@ from layer3.errors import ConfigurationError, RefusedError, SourceError
 from layer3.net import refreshed
 from layer3.net.tokens import checked_token, metadata_tokens
 from layer3.remote import PolicyClient
+from tests.fakes.servers import wait_for
 from tests.fakes.timing import quickest
+from tests.fakes.web import Handler, running
 
 STATE = np.zeros(16)
 GOOD = json.dumps({"position_multiplier": 1.0, "confidence": 0.5, "model_version": "m"}).encode()
@@ -39,15 +41,16 @@ class Service(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(("127.0.0.1", 0), Both)
         self.authority = f"127.0.0.1:{self.server_address[1]}"
         self.seen: list[tuple[str, dict[str, str]]] = []
-        self.token = web_token(time.time() + 3_600)
+        self.expiry = time.time() + 3_600
+        self.token = web_token(self.expiry)
         self.flavor = "Google"
         self.accepted: str | None = None
 
 
-class Handler(BaseHTTPRequestHandler):
+class Both(Handler):
     protocol_version = "HTTP/1.1"
     server: Service
 
@@ -56,30 +59,16 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(200, self.server.token.encode(), {"Metadata-Flavor": self.server.flavor})
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.content()
         self.server.seen.append((self.path, dict(self.headers)))
         known = self.server.accepted is None or self.headers["Authorization"] == f"Bearer {self.server.accepted}"
-        self.reply(200 if known else 401, GOOD if known else b"who are you?", {})
-
-    def reply(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Quiet."""
+        self.reply(200 if known else 401, GOOD if known else b"who are you?")
 
 
 @pytest.fixture
 def service() -> Iterator[Service]:
-    with Service() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with running(Service()) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -91,7 +80,7 @@ def metadata(service: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
 def test_a_token_of_the_metadata_server(metadata: Service) -> None:
     token, expiry = metadata_tokens("https://himari-abc.a.run.app/predict")()
     assert token == metadata.token
-    assert expiry == pytest.approx(time.time() + 3_600, abs=5)
+    assert expiry == pytest.approx(metadata.expiry, abs=1)
     ((target, headers),) = metadata.seen
     assert urlsplit(target).path == "/computeMetadata/v1/instance/service-accounts/default/identity"
     assert parse_qs(urlsplit(target).query) == {"audience": ["https://himari-abc.a.run.app"], "format": ["full"]}
@@ -129,7 +118,7 @@ def test_what_no_header_can_carry_is_refused_and_not_shown(token: object) -> Non
 
 def test_a_token_is_fetched_once_for_many_calls(metadata: Service) -> None:
     url = f"http://{metadata.authority}"
-    with PolicyClient(url, timeout_s=5, token_source=metadata_tokens(url)) as client:
+    with PolicyClient(url, timeout_s=60, token_source=metadata_tokens(url)) as client:
         for _ in range(10):
             client.ask(STATE)
     posts = [headers for path, headers in metadata.seen if path == "/predict"]
@@ -138,7 +127,7 @@ def test_a_token_is_fetched_once_for_many_calls(metadata: Service) -> None:
 
 
 def test_a_token_that_is_refused_is_fetched_anew(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refreshed, "_RETRY", (0.01, 0.01))
+    monkeypatch.setattr(refreshed, "_RETRY", (0.0, 0.0))
     fetched: list[str] = []
 
     def source() -> tuple[str, float]:
@@ -146,15 +135,11 @@ def test_a_token_that_is_refused_is_fetched_anew(service: Service, monkeypatch: 
         return fetched[-1], time.time() + 3_600
 
     service.accepted = "token-1"
-    with PolicyClient(f"http://{service.authority}", timeout_s=5, token_source=source) as client:
+    with PolicyClient(f"http://{service.authority}", timeout_s=60, token_source=source) as client:
         with pytest.raises(RefusedError, match=r"HTTP 401: who are you\?"):
             client.ask(STATE)
-        deadline = time.monotonic() + 5
-        while len(fetched) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-            with contextlib.suppress(RefusedError):
-                client.ask(STATE)
+        assert client._tokens is not None
+        wait_for(lambda: client._tokens.peek() == "token-1")  # type: ignore[union-attr]
         assert client.ask(STATE).multiplier == 1.0
     assert fetched == ["token-0", "token-1"]
 
@@ -165,7 +150,7 @@ def test_a_source_that_hangs_or_fails_costs_the_budget_at_most(
     over = threading.Event()
 
     def hanging() -> tuple[str, float]:
-        over.wait(5)
+        over.wait(60)
         return "late", time.time() + 60
 
     def failing() -> tuple[str, float]:
@@ -178,11 +163,11 @@ def test_a_source_that_hangs_or_fails_costs_the_budget_at_most(
             with pytest.raises(SourceError, match="no token within 100 ms"):
                 client.ask(STATE)
 
-        assert 0.09 < quickest(ask) < 0.2
+        assert 0.09 < quickest(ask, 0.2) < 0.2
         over.set()
     with (
         caplog.at_level(logging.CRITICAL),
-        PolicyClient(url, timeout_s=5, token_source=failing) as client,
+        PolicyClient(url, timeout_s=60, token_source=failing) as client,
         pytest.raises(SourceError, match=r"a token for .*: OSError: no such key file"),
     ):
         client.ask(STATE)
@@ -205,7 +190,7 @@ def test_names_are_looked_up_ahead_and_a_slow_resolver_costs_the_budget_at_most(
     real = socket.getaddrinfo
 
     def slow(host: str, *rest: object, **options: object) -> object:
-        come.wait(5)
+        come.wait(60)
         return real("127.0.0.1", *rest, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
@@ -216,11 +201,8 @@ def test_names_are_looked_up_ahead_and_a_slow_resolver_costs_the_budget_at_most(
             with pytest.raises(SourceError, match="did not answer in full within 100 ms"):
                 client.ask(STATE)
 
-        assert 0.09 < quickest(ask) < 0.2
+        assert 0.09 < quickest(ask, 0.2) < 0.2
         come.set()
-        deadline = time.monotonic() + 5
-        while client._addresses is None or client._addresses.peek() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
+        wait_for(lambda: client._addresses is not None and client._addresses.peek() is not None)
         assert client.ask(STATE).multiplier == 1.0
     assert service.seen[0][1]["Host"] == f"policy.invalid:{port}"

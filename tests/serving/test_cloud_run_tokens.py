@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -18,6 +16,7 @@ from google.auth import iam
 from layer3.errors import ConfigurationError, SourceError
 from serving.platforms.tagged import Tokens, identity_tokens
 from tests.fakes import issuer
+from tests.fakes.web import Handler, answering
 
 SERVICE = "https://himari-abc-uc.a.run.app"
 
@@ -26,27 +25,16 @@ SERVICE = "https://himari-abc-uc.a.run.app"
 def token_server() -> Iterator[str]:
     """Where a service account's own signature is exchanged for Google's."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
+    class Exchange(Handler):
         def do_POST(self) -> None:
-            asked = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())["assertion"][0]
+            asked = parse_qs(self.content().decode())["assertion"][0]
             claims = jwt.decode(asked, options={"verify_signature": False})
             said = issuer.claims(time.time(), aud=claims["target_audience"], email=claims["iss"])
             body = json.dumps({"id_token": issuer.token(said).removeprefix(b"Bearer ").decode()}).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.reply(200, body, {"Content-Type": "application/json"})
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/token"
-        server.shutdown()
-        thread.join()
+    with answering(Exchange) as url:
+        yield f"{url}/token"
 
 
 def account_file(folder: Path, token_uri: str) -> str:
@@ -80,12 +68,9 @@ def federation() -> Iterator[str]:
     """Google's token exchange and its IAM credentials, for a workflow that acts as :data:`CI`."""
     seen: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
+    class Google(Handler):
         def do_POST(self) -> None:
-            asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            asked = self.content().decode()
             seen.append(self.path)
             if self.path == "/sts":
                 kind = "urn:ietf:params:oauth:token-type:access_token"
@@ -98,19 +83,10 @@ def federation() -> Iterator[str]:
             else:
                 self.send_error(404)
                 return
-            body = json.dumps(said).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.reply(200, json.dumps(said).encode(), {"Content-Type": "application/json"})
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with answering(Google) as url:
+        yield url
     assert seen == ["/sts", f"/accounts/{CI}:generateAccessToken", f"/accounts/{CI}:generateIdToken"]
 
 

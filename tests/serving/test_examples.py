@@ -9,11 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -21,6 +19,7 @@ import pytest
 from bench.load.servers import free_port
 from serving import overload, protocol, state_input
 from tests.fakes.issuer import claims, issuer, token
+from tests.fakes.web import Handler, answering
 from tests.serving.proof.load import Store
 from tests.serving.proof.server import ROOT, Server, serving
 
@@ -136,34 +135,20 @@ def test_layer_3_with_tokens_of_the_metadata_server(tmp_path: Path) -> None:
     (code,) = blocks("python id-token")
     store = Store(tmp_path)
 
-    class Metadata(BaseHTTPRequestHandler):
+    class Metadata(Handler):
         def do_GET(self) -> None:
             audience = re.search(r"audience=([^&]*)", self.path)
             assert audience is not None
             said = claims(time.time(), aud=audience[1].replace("%3A", ":").replace("%2F", "/"))
-            body = token(said).removeprefix(b"Bearer ")
-            self.send_response(200)
-            self.send_header("Metadata-Flavor", "Google")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            return
+            self.reply(200, token(said).removeprefix(b"Bearer "), {"Metadata-Flavor": "Google"})
 
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    with issuer("first") as google, HTTPServer(("127.0.0.1", 0), Metadata) as metadata:
-        thread = threading.Thread(target=metadata.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with issuer("first") as google, answering(Metadata) as metadata:
         tokens = {"AUTH": "id-token", "ID_TOKEN_AUDIENCE": url, "ID_TOKEN_CERTS_URL": google.url, "PORT": str(port)}
-        try:
-            with serving(store.channel, tmp_path, **tokens):
-                mine = {"URL": url, "GCE_METADATA_HOST": f"127.0.0.1:{metadata.server_port}", "PYTHONPATH": str(ROOT)}
-                said = Desk(tmp_path, {**os.environ, **mine}, port).run(sys.executable, "-W", "error", "-c", code)
-        finally:
-            metadata.shutdown()
-            thread.join()
+        with serving(store.channel, tmp_path, **tokens):
+            mine = {"URL": url, "GCE_METADATA_HOST": metadata.removeprefix("http://"), "PYTHONPATH": str(ROOT)}
+            said = Desk(tmp_path, {**os.environ, **mine}, port).run(sys.executable, "-W", "error", "-c", code)
     assert re.fullmatch(NUMBERS, said.strip())
 
 

@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from bench.load.servers import free_port
 from layer3 import contract
 from layer3.errors import ConfigurationError
 from serving import probe
+from tests.fakes.web import Handler, answering
 from tests.serving.proof.server import KEY, Server, serving
 from tests.serving.support import make_policy
 
@@ -33,12 +33,12 @@ def server_that(behaves: Behaviour) -> Iterator[tuple[str, list[dict[str, str]]]
     seen: list[dict[str, str]] = []
     lock = threading.Lock()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Behaving(Handler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
+            body = self.content()
             with lock:
                 number = len(seen)
                 seen.append({"path": self.path, "body": body.decode(), **self.headers})
@@ -48,22 +48,10 @@ def server_that(behaves: Behaviour) -> Iterator[tuple[str, list[dict[str, str]]]
                 return
             status, content, seconds = answer
             time.sleep(seconds)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            self.reply(status, content)
 
-        def log_message(self, *_: object) -> None:
-            return
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}", seen
-        finally:
-            server.shutdown()
-            thread.join()
+    with answering(Behaving) as url:
+        yield url, seen
 
 
 @pytest.fixture(scope="module")
