@@ -1,7 +1,8 @@
 """A loopback Cloud Storage: enough of the JSON API for the real gcsfs client, with state in memory.
 
-Objects live in ``FakeGcs.objects``; ``fail(status, times)`` makes the next requests fail, and
-``requests`` remembers what was asked. HTTP/1.0 on purpose: every connection ends with its answer,
+Objects live in ``FakeGcs.objects``; ``fail(status, times)`` makes the next requests fail, ``instead`` holds
+what the next ones get in place of an answer, and ``requests`` remembers what was asked. With ``tls`` it is
+https, with ``tokens`` it answers only to those. HTTP/1.0 on purpose: every connection ends with its answer,
 so that no thread or socket outlives :meth:`FakeGcs.close`.
 """
 
@@ -12,7 +13,9 @@ import contextlib
 import hashlib
 import json
 import re
+import ssl
 import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -59,7 +62,7 @@ class Upload:
 class FakeGcs:
     """``with FakeGcs("bucket") as gcs: monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.url)``."""
 
-    def __init__(self, *buckets: str) -> None:
+    def __init__(self, *buckets: str, tls: ssl.SSLContext | None = None) -> None:
         self.objects: dict[tuple[str, str], StoredObject] = {}
         self.buckets = set(buckets)
         self.project_number = 0
@@ -67,6 +70,8 @@ class FakeGcs:
         """Who has which role on every bucket."""
         self.requests: list[str] = []
         self.authorizations: list[str | None] = []
+        self.tokens: Iterable[str] | None = None
+        self.instead: list[Callable[[BaseHTTPRequestHandler], None]] = []
         self.lock = threading.Lock()
         self._failures: list[int] = []
         self._generation = 0
@@ -74,13 +79,16 @@ class FakeGcs:
         handler = type("Handler", (_Handler,), {"gcs": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = False  # close() joins them
+        self._scheme = "http" if tls is None else "https"
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), name="fake-gcs")
         self._thread.start()
 
     @property
     def url(self) -> str:
         host, port = self._server.server_address[:2]
-        return f"http://{host!s}:{port}"
+        return f"{self._scheme}://{host!s}:{port}"
 
     def put(self, bucket: str, name: str, content: bytes) -> None:
         with self.lock:
@@ -108,9 +116,11 @@ class FakeGcs:
 
     # What follows runs in the handler's threads, with the lock held.
 
-    def admit(self) -> None:
+    def admit(self, authorization: str | None) -> None:
         if self._failures:
             raise RefusalError(self._failures.pop(0), "injected failure")
+        if self.tokens is not None and authorization not in {f"Bearer {token}" for token in self.tokens}:
+            raise RefusalError(401, "Invalid Credentials")
 
     def require(self, bucket: str) -> None:
         if bucket not in self.buckets:
@@ -214,8 +224,14 @@ class _Handler(BaseHTTPRequestHandler):
         with self.gcs.lock:
             self.gcs.requests.append(f"{self.command} {address.path}")
             self.gcs.authorizations.append(self.headers.get("Authorization"))
+            instead = self.gcs.instead.pop(0) if self.gcs.instead else None
+        if instead is not None:
+            with contextlib.suppress(ConnectionError):
+                instead(self)
+            return
+        with self.gcs.lock:
             try:
-                self.gcs.admit()
+                self.gcs.admit(self.headers.get("Authorization"))
                 status, headers, content = method(address.path)
             except RefusalError as refusal:
                 status, headers = refusal.status, {}
