@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import select
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ParamSpec
 
-__all__ = ["best_of_three", "noise", "quickest"]
-
-
-P = ParamSpec("P")
+__all__ = ["noise", "quickest"]
 
 
-def quickest(call: Callable[[], object], attempts: int = 3) -> float:
-    """Seconds of the fastest of ``attempts`` calls."""
+def quickest(call: Callable[[], object], below: float, attempts: int = 20) -> float:
+    """Seconds of the fastest of ``attempts`` calls; the first that takes less than ``below`` is the last."""
     seconds = []
     for _ in range(attempts):
         start = time.monotonic()
         call()
         seconds.append(time.monotonic() - start)
+        if seconds[-1] < below:
+            break
     return min(seconds)
-
-
-def best_of_three(test: Callable[P, None]) -> Callable[P, None]:
-    """A test that passes if one of three attempts does; for what is about time from its first line to its last."""
-
-    @functools.wraps(test)
-    def attempts(*args: P.args, **kwargs: P.kwargs) -> None:
-        for _ in range(2):
-            try:
-                return test(*args, **kwargs)
-            except AssertionError:
-                continue
-        return test(*args, **kwargs)
-
-    return attempts
 
 
 @contextmanager
