@@ -51,7 +51,7 @@ def environment(**settings: object) -> dict[str, str]:
 
 def run(*arguments: object, stdin: bytes = b"", **settings: object) -> subprocess.CompletedProcess[bytes]:
     command = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(command, input=stdin, capture_output=True, env=environment(**settings), cwd=ROOT, timeout=60)
+    return subprocess.run(command, input=stdin, capture_output=True, env=environment(**settings), cwd=ROOT, timeout=300)
 
 
 @contextlib.contextmanager
@@ -152,7 +152,7 @@ def test_killed_again_and_again_it_decides_as_if_it_had_not_been(tmp_path: Path,
             process.stdin.flush()
             found += [json.loads(process.stdout.readline()) for _ in part]
             process.kill()
-            process.communicate(timeout=60)
+            process.communicate(timeout=300)
     assert [plain(answer) for answer in found] == [plain(answer) for answer in whole]
     # It was the log that knew, and each of its parts can be made again.
     assert b"is made again from the decision log" in (tmp_path / "errors").read_bytes()
@@ -177,7 +177,7 @@ def test_a_kill_switch_stays_on_over_a_kill_and_a_snapshot_that_was_moved_away_i
             answer = json.loads(process.stdout.readline())
         assert answer["refusal"] == "kill_switch"
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
     [still] = answers(run(stdin=fresh(), **settings).stdout)
     assert (still["refusal"], still["reason"]) == ("kill_switch", answer["reason"])
     state.unlink()
@@ -196,7 +196,7 @@ def test_told_to_stop_while_it_waits(tmp_path: Path, name: str) -> None:
             process.stdin.flush()
             assert json.loads(process.stdout.readline())["position_size_usd"] > 0.0
         process.send_signal(getattr(signal, name))
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=300)
     assert (process.returncode, output) == (0, b"")
     assert json.loads((tmp_path / "state.json").read_text())["state"]["memory"]["symbols"].keys() == {
         "BTC-USDT",
@@ -215,15 +215,15 @@ def test_told_to_stop_while_it_works_it_finishes_what_is_in_hand(tmp_path: Path)
         )
         feed.start()
         assert process.stdout is not None
-        first = process.stdout.readline()
-        threading.Timer(0.3, process.send_signal, (signal.SIGTERM,)).start()
+        first = b"".join(process.stdout.readline() for _ in range(20))
+        process.send_signal(signal.SIGTERM)
         rest = process.stdout.read()
-        assert process.wait(60) == 0
+        assert process.wait(300) == 0
         feed.join()
     found = answers(first + rest)
     logged = [record["decision"]["decision_id"] for record in read_all(log) if record["kind"] == "decision"]
     assert [answer["decision_id"] for answer in found] == logged
-    assert len(found) > 10
+    assert len(found) >= 20
 
 
 def _feed(pipe: int, line: bytes) -> None:
@@ -292,7 +292,7 @@ def test_an_output_that_cannot_be_written_ends_it() -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             [*COMMAND, "--input", str(EXAMPLE), "--clock", "signal"], stdout=full, stderr=subprocess.PIPE,
-            env=environment(), cwd=ROOT, timeout=60,
+            env=environment(), cwd=ROOT, timeout=300,
         )  # fmt: skip
     assert done.returncode == 1
     assert b"No space left" in done.stderr
@@ -308,7 +308,7 @@ def test_a_log_that_cannot_be_written_ends_it_before_the_answer_is_out(tmp_path:
 
     done = subprocess.run(
         [*COMMAND, "--input", str(EXAMPLE), "--clock", "signal", "--log", str(tmp_path / "log.jsonl")],
-        capture_output=True, env=environment(), cwd=ROOT, timeout=60, preexec_fn=small_files,
+        capture_output=True, env=environment(), cwd=ROOT, timeout=300, preexec_fn=small_files,
     )  # fmt: skip
     assert done.returncode == 1
     logged = [record["decision"]["decision_id"] for record in read_all(tmp_path / "log.jsonl") if "decision" in record]
@@ -354,7 +354,7 @@ def test_an_experiment_from_the_first_signal_to_the_report(tmp_path: Path) -> No
             done = [ask(_closed(answer, rng.gauss(0.0, 0.001)))["outcome"] for answer in told[:50]]
             wrong = ask(_closed(told[0] | {"decision_id": "nobody"}, 0.0))
             process.kill()  # what was answered is on the disk
-            process.communicate(timeout=60)
+            process.communicate(timeout=300)
         again = run("--log", log, stdin=_closed(told[0], 0.5) + fresh(), **settings)
     assert all(answer["experiment"]["how"] == "assigned" for answer in told)
     for answer in told:
@@ -372,7 +372,7 @@ def test_an_experiment_from_the_first_signal_to_the_report(tmp_path: Path) -> No
         # Whatever changed since, the environment that runs this test is taken as it is.
         ["make", f"VENV={sys.prefix}", "-o", f"{sys.prefix}/.ready", "ab-report", f"STORE={store}",
          f"HTML={tmp_path / 'ab.html'}"],
-        capture_output=True, text=True, cwd=ROOT, timeout=120,
+        capture_output=True, text=True, cwd=ROOT, timeout=300,
     )  # fmt: skip
     assert report.returncode == 0, report.stderr
     assert report.stdout.startswith("a-test\n")
@@ -426,10 +426,10 @@ def test_metrics_are_served_while_it_runs() -> None:
         process.stdin.write(fresh())
         process.stdin.flush()
         process.stdout.readline()
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
             text = answer.read().decode()
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
     assert 'himari_l3_position_decisions_total{strategy_id="synthetic-momentum"} 1.0' in text
 
 
@@ -453,7 +453,7 @@ def test_a_changed_configuration_is_taken_up_and_recorded(tmp_path: Path) -> Non
         partial.replace(config)
         wait_for(lambda: worth() == 200_000.0)
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
     assert [record["kind"] for record in read_all(log)].count("configuration") == 1
     command = [sys.executable, "-m", "layer3.live.replay", "--log", str(log)]
     again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -467,12 +467,12 @@ def _in_terminal(*arguments: object) -> str:
     with subprocess.Popen(command, stdout=secondary, stderr=secondary, env=environment(), cwd=ROOT) as process:
         os.close(secondary)
         shown = b""
-        while select.select([main], [], [], 30.0)[0]:
+        while select.select([main], [], [], 300.0)[0]:
             try:
                 shown += os.read(main, 65_536)
             except OSError:  # the other end is closed
                 break
-        assert process.wait(60) == 0
+        assert process.wait(300) == 0
     os.close(main)
     return shown.decode()
 
@@ -531,22 +531,28 @@ class TestRedis:
     ) -> None:
         rng = random.Random(3)
         lines = EXAMPLE.read_bytes().splitlines()
-        entries = [client.xadd("signals", {"data": lines[i % 40]}).decode() for i in range(400)]  # type: ignore[union-attr]
+        entries: list[str] = []
+
+        def more() -> None:
+            entries.extend(client.xadd("signals", {"data": lines[i % 40]}).decode() for i in range(80))  # type: ignore[union-attr]
+
         log, store = tmp_path / "log.jsonl", tmp_path / "ab.sqlite"
         arguments = (*self.addresses(port), "--clock", "signal", "--log", log)
         for _ in range(5):
+            more()
             before = client.xlen("decisions")
             with start(*arguments, EXPERIMENT__PATH=store) as process:
                 wait_for(lambda: client.xlen("decisions") > before)  # noqa: B023
                 time.sleep(rng.uniform(0.0, 0.15))
                 process.kill()
                 process.communicate()
+        more()  # a runner that was through with the others before each kill has work left, however slow this test is
         left = client.xinfo_groups("signals")[0]
-        assert 0 < left["lag"] + left["pending"] < 400  # type: ignore[index]
+        assert 80 <= left["lag"] + left["pending"] < len(entries)  # type: ignore[index]
         with start(*arguments, EXPERIMENT__PATH=store) as process:
-            wait_for(lambda: (g := client.xinfo_groups("signals")[0])["lag"] == 0 and g["pending"] == 0, 60.0)  # type: ignore[index]
+            wait_for(lambda: (g := client.xinfo_groups("signals")[0])["lag"] == 0 and g["pending"] == 0, 300.0)  # type: ignore[index]
             process.terminate()
-            process.communicate(timeout=60)
+            process.communicate(timeout=300)
         assert process.returncode == 0
         logged = [record["origin"]["entry"] for record in read_all(log) if record["kind"] == "decision"]
         assert logged == entries
@@ -569,29 +575,28 @@ class TestRedis:
                 wait_for(lambda: client.xlen("decisions") == 1)
                 server.terminate()
                 server.wait()
-            time.sleep(0.5)
+            wait_for(lambda: b"Redis is away" in (tmp_path / "errors").read_bytes())
             with running(*command, port=port, log=tmp_path / "r2"), redis.Redis(port=port) as client:
                 client.xadd("signals", {"data": fresh()})
                 wait_for(lambda: client.xlen("decisions") == 2)
                 process.terminate()
-                process.communicate(timeout=60)
+                process.communicate(timeout=300)
         assert process.returncode == 0
-        errors = (tmp_path / "errors").read_bytes()
-        assert b"Redis is away" in errors
-        assert b"Traceback" not in errors
+        assert b"Traceback" not in (tmp_path / "errors").read_bytes()
 
     def test_told_to_stop_while_redis_is_away(self, port: int, tmp_path: Path) -> None:
         with contextlib.ExitStack() as held:
             command = redis_server(port, tmp_path)
             with running(*command, port=port, log=tmp_path / "r1") as server, redis.Redis(port=port) as client:
                 client.xadd("signals", {"data": fresh()})
-                process = held.enter_context(start(*self.addresses(port), STATE__PATH=tmp_path / "state.json"))
+                settings = {"STATE__PATH": tmp_path / "state.json"}
+                process = held.enter_context(start(*self.addresses(port), errors=tmp_path / "errors", **settings))
                 wait_for(lambda: client.xlen("decisions") == 1)
                 server.terminate()
                 server.wait()
-            time.sleep(0.3)
+            wait_for(lambda: b"Redis is away" in (tmp_path / "errors").read_bytes())
             process.terminate()
-            process.communicate(timeout=60)
+            process.communicate(timeout=300)
         assert process.returncode == 0
         assert (tmp_path / "state.json").exists()
 
