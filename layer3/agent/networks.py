@@ -100,13 +100,14 @@ class Adam:
         self.weights, self._mean, self._square, self._steps = weights, mean, square, steps
         self.gradient = torch.zeros_like(weights)
 
-    def step(self, rate: float, largest: float, alive: Tensor) -> Tensor:
-        """One step along ``gradient``, whose norm is cut to ``largest``; norms before the cut (C, 1).
+    def step(self, rate: Tensor, largest: Tensor, alive: Tensor) -> Tensor:
+        """One step along ``gradient``, whose norm is cut to ``largest`` (C, 1), at ``rate`` (C, 1); norms before the
+        cut (C, 1).
 
         Rows where ``alive`` (C, 1) is 0 stay as they are to the last bit.
         """
         norm: Tensor = torch.linalg.vector_norm(self.gradient, dim=1, keepdim=True)
-        self.gradient.mul_((largest / (norm + 1e-6)).clamp_max_(1.0))
+        self.gradient.mul_((norm + 1e-6).reciprocal_().mul_(largest).clamp_max_(1.0))
         first, second = _DECAYS
         self._steps += alive
         self._mean.lerp_(self.gradient, alive * (1.0 - first))
@@ -114,7 +115,8 @@ class Adam:
         # A row that never moved has no steps: its correction is anything but zero.
         count = self._steps.clamp_min(1.0)
         scale = torch.sqrt(self._square).div_((1.0 - second**count).sqrt_()).add_(_EPSILON)
-        self.weights.addcdiv_(self._mean * (alive * (-rate / (1.0 - first**count))), scale)
+        correction = (1.0 - first**count).reciprocal_()
+        self.weights.addcdiv_(self._mean * (alive * correction.mul_(rate)), scale, value=-1.0)
         return norm
 
 

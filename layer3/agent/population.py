@@ -1,10 +1,11 @@
-"""Many policies trained at once: every (fold, seed) of a setting, the same numbers as each trained alone.
+"""Many policies trained at once: every (setting, fold, seed), the same numbers as each trained alone.
 
-Policies of equal settings form a population; several settings are trained one after another. Between
-two updates the policies walk their windows; then each makes its update on its own rollout. On a CPU
-the work is handed to a crew of ``workers`` in pieces of a few policies, cut without regard to how many
-workers there are, so that their number changes no bit: first everybody walks and judges, then actors
-and critics are improved apart. On a GPU there is one piece.
+Policies whose settings have one shape (:attr:`layer3.agent.ppo.PPOConfig.shape`) form a population;
+several shapes are trained one after another. Between two updates the policies walk their windows;
+then each makes its update on its own rollout. On a CPU the work is handed to a crew of ``workers``
+in pieces of a few policies, cut without regard to how many workers there are, so that their number
+changes no bit: first everybody walks and judges, then actors and critics are improved apart. On a GPU
+there is one piece. Of a piece, the policies of equal ``environment`` settings walk together.
 
 Every policy draws from its own generator, always in the same order, so that who else is trained
 changes nothing.
@@ -16,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -30,7 +32,7 @@ from layer3.agent.environment import EnvironmentConfig
 from layer3.agent.networks import single_threaded, weights_of, weights_size
 from layer3.agent.ppo import PPOConfig, Progress
 from layer3.agent.share import FIGURES, Share, Walk, assign, blank_board
-from layer3.agent.team import EXPLORATION, Fold
+from layer3.agent.team import EXPLORATION, Fold, Member
 from layer3.errors import ConfigurationError, NothingToLearnError, TrainingError
 
 __all__ = ["Report", "Settings", "Trained", "memory_needed", "train"]
@@ -75,8 +77,11 @@ class Trained:
     curves: tuple[Progress, ...]
 
 
-def memory_needed(policies: int, config: PPOConfig, bars: int, device: str = "cpu", workers: int = 1) -> int:
-    """Bytes that training ``policies`` policies of one setting on ``bars`` bars takes at most, torch itself aside.
+def memory_needed(
+    policies: int, config: PPOConfig, bars: int, device: str = "cpu", workers: int = 1, markets: int = 1
+) -> int:
+    """Bytes that training ``policies`` policies of ``config``'s shape, of ``markets`` different ``environment``
+    settings, on ``bars`` bars takes at most, torch itself aside.
 
     On a GPU all policies are one piece of work, on a CPU ``workers`` pieces of a few are under way at once.
     """
@@ -87,12 +92,14 @@ def memory_needed(policies: int, config: PPOConfig, bars: int, device: str = "cp
     samples = config.samples * (number * (contract.STATE_DIM + 6) + long * (3 + 2 * config.epochs))
     walking = config.environments * (4 * number * config.hidden + 60 * long)
     own = weights * 4 * number + samples + walking + config.updates * len(_FIGURES) * long
+    # Each piece may hold the end of one environment's policies and the beginning of another's.
+    teams = -(-policies // size) + markets - 1
     market = bars * (number * contract.STATE_DIM + 5 * long)
     # Each worker's activations, what passes through while it works, and the exploration before it.
     working = chunk * config.batch * number * (8 * config.hidden + 6 * contract.STATE_DIM)
     exploring = chunk * EXPLORATION * config.environments * 3 * long
     # What the allocator keeps between.
-    return int(1.25 * (policies * own + -(-policies // size) * market + workers * (working + exploring)))
+    return int(1.25 * (policies * own + teams * market + workers * (working + exploring)))
 
 
 def train(
@@ -108,6 +115,9 @@ def train(
     on_progress: Callable[[Report], None] = lambda _: None,
 ) -> tuple[Trained, ...]:
     """Train one policy per (setting, fold, seed), seeds innermost; the same inputs give the same bytes.
+
+    Settings of one :attr:`~layer3.agent.ppo.PPOConfig.shape` are trained together, several shapes one
+    after another.
 
     Parameters
     ----------
@@ -132,51 +142,70 @@ def train(
     for fold in windows:
         for window in fold:
             _check_learnable(bars, window)
-    members = [(seed, fold) for fold in windows for seed in seeds]
-    for setting in settings:
-        _check_memory(memory_needed(len(members), setting.ppo, len(bars), device, count), len(members), device)
-    total = sum(setting.ppo.updates * setting.ppo.samples for setting in settings) * len(members)
+    members = [
+        Member(seed, fold, setting, f"settings[{number}], seed {seed}" if len(settings) > 1 else f"seed {seed}")
+        for number, setting in enumerate(settings)
+        for fold in windows
+        for seed in seeds
+    ]
+    groups = _groups(members)
+    for places in groups:
+        config = members[places[0]].settings.ppo
+        markets = len({members[place].settings.environment for place in places})
+        _check_memory(memory_needed(len(places), config, len(bars), device, count, markets), len(places), device)
+    saved = None
+    if checkpoint is not None:
+        pairs = [(member.seed, member.fold) for member in members]
+        saved = checkpoints.Checkpoint(checkpoint, checkpoints.identity(bars, pairs, settings[0]))
+    total = sum(member.settings.ppo.updates * member.settings.ppo.samples for member in members)
     started, done = time.perf_counter(), 0
-    trained: list[Trained] = []
-    for number, setting in enumerate(settings):
-        saved = None
-        if checkpoint is not None:
-            saved = checkpoints.Checkpoint(checkpoint, checkpoints.identity(bars, members, setting))
-        places = tuple(range(number * len(members), (number + 1) * len(members)))
-        updates, samples = setting.ppo.updates, setting.ppo.samples * len(members)
+    trained: dict[int, Trained] = {}
+    for places in groups:
+        together = [members[place] for place in places]
+        config = together[0].settings.ppo
         with (
             single_threaded(),
-            _Population(bars, members, setting, torch.device(device), count, saved) as population,
+            _Population(bars, together, torch.device(device), count, saved) as population,
         ):
-            while population.update < updates:
+            while population.update < config.updates:
                 figures = population.improve(time.perf_counter() - started)
-                if population.update % checkpoint_every == 0 or population.update == updates:
+                if population.update % checkpoint_every == 0 or population.update == config.updates:
                     population.save()
-                at = done + population.update * samples
+                at = done + population.update * config.samples * len(places)
                 on_progress(Report(at, total, time.perf_counter() - started, places, figures))
-            trained += population.results()
-        done += updates * samples
-    return tuple(trained)
+            trained |= zip(places, population.results(), strict=True)
+        done += config.updates * config.samples * len(places)
+    return tuple(trained[place] for place in range(len(members)))
+
+
+def _groups(members: Sequence[Member]) -> list[tuple[int, ...]]:
+    """Places of the members that can be trained together, those of one environment side by side."""
+    shapes: dict[tuple[int, ...], dict[EnvironmentConfig, list[int]]] = {}
+    for place, member in enumerate(members):
+        environments = shapes.setdefault(member.settings.ppo.shape, {})
+        environments.setdefault(member.settings.environment, []).append(place)
+    return [tuple(chain.from_iterable(environments.values())) for environments in shapes.values()]
 
 
 class _Population:
-    """All policies of one setting, and what their training has come to."""
+    """All policies of one shape, and what their training has come to."""
 
     def __init__(
         self,
         bars: Bars,
-        members: Sequence[tuple[int, Fold]],
-        settings: Settings,
+        members: Sequence[Member],
         device: torch.device,
         workers: int,
         saved: checkpoints.Checkpoint | None,
     ) -> None:
-        config, count = settings.ppo, len(members)
-        self._members, self._settings, self._saved = members, settings, saved
+        config, count = members[0].settings.ppo, len(members)
+        self._members, self._saved = members, saved
+        # Any member's: only what they share is asked of it.
+        self._config = config
         self._per_year = math.sqrt(_YEAR_SECONDS / bars.interval_seconds)
         self._curves = np.zeros((config.updates, count, len(_FIGURES)))
         self.update = 0
-        self._board = blank_board([seed for seed, _ in members], config, device)
+        self._board = blank_board(members, device)
         size = _CHUNK if device.type == "cpu" else count
         chunks = [slice(first, min(first + size, count)) for first in range(0, count, size)]
         walks = self._resume(chunks)
@@ -184,7 +213,7 @@ class _Population:
         halves = assign(chunks, workers)
         self._crew = Crew(
             len(halves),
-            lambda worker: Share(bars, members, settings.environment, config, self._board, halves[worker], walks),
+            lambda worker: Share(bars, members, self._board, halves[worker], walks),
         )
 
     def __enter__(self) -> _Population:
@@ -196,10 +225,10 @@ class _Population:
     def improve(self, seconds: float) -> tuple[Progress, ...]:
         """One rollout and one update of every policy; where each stands then, ``seconds`` after this training began
         or was taken up."""
-        config, board = self._settings.ppo, self._board
-        self._crew.call("gather")
-        rate = config.rate(self.update)
-        self._crew.call("improve", rate)
+        config, board = self._config, self._board
+        self._crew.call("gather", self.update)
+        self._crew.call("improve", self.update)
+        rates = [member.settings.ppo.rate(self.update) for member in self._members]
         self.update += 1
         multiplier = contract.MULTIPLIER_HIGH * torch.sigmoid(board.seen.actions.flatten(1))
         growth = board.growth.flatten(1)
@@ -215,7 +244,7 @@ class _Population:
         known = {
             "steps": self.update * config.samples,
             "total_steps": config.updates * config.samples,
-            "learning_rate": rate,
+            "learning_rate": rates,
             "seconds": self._seconds + seconds,
         }
         for column, name in enumerate(_FIGURES):
@@ -229,13 +258,13 @@ class _Population:
         bad = np.flatnonzero(~(np.isfinite(table).all(axis=1) & np.isfinite(weights)))
         if not bad.size:
             return
-        seed, _ = self._members[bad[0]]
+        member = self._members[bad[0]]
         figures = _progress(table[bad[0]])
         kept = self._saved.describe() if self._saved else "there is no checkpoint"
         raise TrainingError(
-            f"training of seed {seed} diverged after {figures.steps:,} steps (reward {figures.reward}, "
+            f"training of {member.name} diverged after {figures.steps:,} steps (reward {figures.reward}, "
             f"KL {figures.kl}, explained variance {figures.explained_variance}; {bad.size} of {len(table)} policies): "
-            f"lower the learning rate of {self._settings.ppo.learning_rate} or check the data; no policy was written, "
+            f"lower the learning rate of {member.settings.ppo.learning_rate} or check the data; no policy was written, "
             f"{kept}"
         )
 
@@ -264,7 +293,7 @@ class _Population:
             tensor.copy_(torch.from_numpy(arrays[name]))
         self.update = len(arrays["curves"])
         self._curves[: self.update] = arrays["curves"]
-        n = self._settings.ppo.environments
+        n = self._config.environments
         walk = {name[5:]: array for name, array in arrays.items() if name.startswith("walk.")}
         return {
             chunk.start: (
@@ -276,12 +305,12 @@ class _Population:
 
     def results(self) -> list[Trained]:
         """Every policy, once training is over."""
-        config, actor = self._settings.ppo, self._board.state["actor"]
+        config, actor = self._config, self._board.state["actor"]
         w1, b1, w2, b2, w3, b3 = (part.cpu().numpy() for part in weights_of(actor, config.hidden, 2))
         seen = {first: arrays for part in self._crew.call("observations") for first, arrays in part.items()}
         mean, std, kept = (np.concatenate([seen[first][k] for first in sorted(seen)]) for k in range(3))
         trained = []
-        for place, (seed, fold) in enumerate(self._members):
+        for place, member in enumerate(self._members):
             tensors = {
                 "mean": mean[place],
                 "std": std[place],
@@ -295,7 +324,7 @@ class _Population:
             curves = tuple(_progress(row) for row in self._curves[:, place])
             # Copied: the board goes when training is over.
             own = {name: np.array(tensor, order="C") for name, tensor in tensors.items()}
-            trained.append(Trained(seed, tuple(fold), self._settings, own, kept[place], curves))
+            trained.append(Trained(member.seed, tuple(member.fold), member.settings, own, kept[place], curves))
         return trained
 
 

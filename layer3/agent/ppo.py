@@ -2,7 +2,8 @@
 
 Read it top to bottom: configuration, what is told after an update, the action's distribution,
 advantages, and the two halves of an update. Everything has a leading axis of C policies that learn
-side by side and never touch each other (:mod:`layer3.agent.population` holds the loop).
+side by side and never touch each other (:mod:`layer3.agent.population` holds the loop); what they may
+differ in is in :class:`Columns`.
 
 The actor's action is ``2 sigmoid(u)`` with ``u ~ Normal(m, s)``: no probability lies outside
 [0, 2], nothing is clipped, and since the map from u to the action has no parameters, ratios of
@@ -12,7 +13,8 @@ densities are those of u. The slopes of both losses are written out; tests compa
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -25,6 +27,7 @@ from layer3.errors import ConfigurationError
 
 __all__ = [
     "ActorFigures",
+    "Columns",
     "Experience",
     "PPOConfig",
     "Progress",
@@ -112,9 +115,62 @@ class PPOConfig:
         """Rollouts, each followed by an update."""
         return self.steps // self.samples
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What policies must have in common to be trained in the same products: the sizes of their tensors, and
+        how many updates they make."""
+        return self.hidden, self.environments, self.rollout, self.batch, self.epochs, self.updates
+
     def rate(self, update: int) -> float:
         """Adam's rate in update number ``update``, from 0."""
         return self.learning_rate * (1.0 - (1.0 - self.final_rate) * update / self.updates)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The hyperparameters of C policies of one shape in one update, each (C, 1).
+
+    ``decay`` is gamma x lambda, ``lowest`` and ``highest`` are 1 -+ clip. Each is computed in double precision and
+    rounded once, as torch rounds a plain number; ``value`` only once it is divided by a batch's size.
+    """
+
+    rate: Tensor
+    gamma: Tensor
+    decay: Tensor
+    clip: Tensor
+    lowest: Tensor
+    highest: Tensor
+    entropy: Tensor
+    max_gradient: Tensor
+    target_kl: Tensor
+    value: Tensor
+
+    @classmethod
+    def of(
+        cls, configs: Sequence[PPOConfig], update: int, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> Columns:
+        """Of ``configs`` in update number ``update``, from 0."""
+        rows = [
+            (
+                own.rate(update),
+                own.gamma,
+                own.gamma * own.gae_lambda,
+                own.clip,
+                1.0 - own.clip,
+                1.0 + own.clip,
+                own.entropy,
+                own.max_gradient,
+                own.target_kl,
+                own.value,
+            )
+            for own in configs
+        ]
+        exact = torch.tensor(rows, dtype=torch.float64, device=device)
+        return replace(cls(*exact.to(dtype).split(1, dim=1)), value=exact[:, -1:])
+
+    def part(self, chunk: slice) -> Columns:
+        """Some of the policies."""
+        return Columns(*(getattr(self, name)[chunk] for name in self.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,16 +266,16 @@ def _entropy_slopes(mean: Tensor, log_sd: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def generalised_advantages(
-    rewards: Tensor, values: Tensor, next_values: Tensor, ended: Tensor, gamma: float, lam: float
+    rewards: Tensor, values: Tensor, next_values: Tensor, ended: Tensor, gamma: Tensor, decay: Tensor
 ) -> Tensor:
     """Generalised advantage estimates (Schulman et al. 2016, arXiv:1506.02438), shape (C, T, n).
 
     ``next_values[:, k]`` is the value of what step k led to *before* any restart: the critic's
     where an episode ran into its time limit (it is bootstrapped there), 0 where the account was
-    ruined. Where ``ended``, no advantage flows back across the restart.
+    ruined. Where ``ended``, no advantage flows back across the restart. ``gamma``, ``decay`` as in :class:`Columns`.
     """
-    deltas = rewards + gamma * next_values - values
-    keep = (~ended).to(deltas) * (gamma * lam)
+    deltas = rewards + gamma.unsqueeze(-1) * next_values - values
+    keep = (~ended).to(deltas) * decay.unsqueeze(-1)
     advantages = torch.empty_like(deltas)
     tail = torch.zeros_like(deltas[:, 0])
     for k in range(deltas.shape[1] - 1, -1, -1):
@@ -238,19 +294,19 @@ def values_of(critic: Network, weights: Tensor, states: Tensor, batch: int) -> T
 
 
 def advantages_of(
-    critic: Network, weights: Tensor, seen: Experience, config: PPOConfig
+    critic: Network, weights: Tensor, seen: Experience, columns: Columns, batch: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalised advantages, the critic's goals, and its explained variance: (C, T n), (C, T n), (C,)."""
     c, t, n = seen.rewards.shape
-    values = values_of(critic, weights, seen.states.flatten(1, 2), config.batch).view(c, t, n)
+    values = values_of(critic, weights, seen.states.flatten(1, 2), batch).view(c, t, n)
     following = torch.empty_like(values)
     following[:, :-1] = values[:, 1:]
-    following[:, -1] = values_of(critic, weights, seen.last_states, config.batch)
+    following[:, -1] = values_of(critic, weights, seen.last_states, batch)
     if seen.final_states.shape[1]:
-        following[:, seen.truncated] = values_of(critic, weights, seen.final_states, config.batch)
+        following[:, seen.truncated] = values_of(critic, weights, seen.final_states, batch)
     following = torch.where(seen.terminated, 0.0, following)
     ended = seen.terminated | seen.truncated
-    advantages = generalised_advantages(seen.rewards, values, following, ended, config.gamma, config.gae_lambda)
+    advantages = generalised_advantages(seen.rewards, values, following, ended, columns.gamma, columns.decay)
     goals = (advantages + values).flatten(1)
     spread = goals.var(dim=1)
     explained = torch.where(spread > 0.0, 1.0 - advantages.flatten(1).var(dim=1) / spread, 0.0)
@@ -260,7 +316,7 @@ def advantages_of(
 
 
 def actor_slope(
-    outputs: Tensor, actions: Tensor, old: Tensor, advantages: Tensor, config: PPOConfig
+    outputs: Tensor, actions: Tensor, old: Tensor, advantages: Tensor, columns: Columns
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Slope of the actor's loss by its ``outputs`` (C, B, 2), and KL and clip fraction of the batch, (C,).
 
@@ -273,25 +329,26 @@ def actor_slope(
     z = (actions - mean) * inverse
     log_ratio = z.square().mul_(-0.5).sub_(log_sd).sub_(old)
     ratio = log_ratio.exp()
-    within = torch.where(advantages > 0.0, ratio < 1.0 + config.clip, ratio > 1.0 - config.clip)
+    within = torch.where(advantages > 0.0, ratio < columns.highest, ratio > columns.lowest)
     # Not a product with `within`: beyond the clip a ratio may have overflowed.
     by_density = torch.where(within, ratio * advantages, 0.0)
     by_mean, by_log_sd = _entropy_slopes(mean, log_sd)
     slope = torch.empty_like(outputs)
-    torch.add(by_density * z * inverse, by_mean, alpha=config.entropy, out=slope[..., 0])
-    torch.add(by_density * (z.square() - 1.0), by_log_sd, alpha=config.entropy, out=slope[..., 1])
+    torch.addcmul(by_density * z * inverse, by_mean, columns.entropy, out=slope[..., 0])
+    torch.addcmul(by_density * (z.square() - 1.0), by_log_sd, columns.entropy, out=slope[..., 1])
     slope.mul_(-1.0 / outputs.shape[1])
     # Beyond its bounds a log standard deviation may come back, but go no further: with no slope at all it would stay.
     outward = ((raw > LOG_SD_HIGH) & (slope[..., 1] < 0.0)) | ((raw < LOG_SD_LOW) & (slope[..., 1] > 0.0))
     slope[..., 1].masked_fill_(outward, 0.0)
-    clipped = ((ratio - 1.0).abs() > config.clip).float().mean(1)
+    clipped = ((ratio - 1.0).abs() > columns.clip).float().mean(1)
     return slope, (ratio - 1.0 - log_ratio).mean(1), clipped
 
 
 def improve_actor(
-    network: Network, adam: Adam, seen: Experience, advantages: Tensor, order: Tensor, config: PPOConfig, rate: float
+    network: Network, adam: Adam, seen: Experience, advantages: Tensor, order: Tensor, columns: Columns, batch: int
 ) -> ActorFigures:
-    """The actor's half of an update: ``order`` (C, epochs, T n) says which sample comes when."""
+    """The actor's half of an update, in gradient steps of ``batch`` samples: ``order`` (C, epochs, T n) says which
+    sample comes when."""
     states, actions, old = seen.states.flatten(1, 2), seen.actions.flatten(1), seen.log_density.flatten(1)
     alive = torch.ones_like(advantages[:, :1])
     sums = torch.zeros(3, len(states), device=states.device)
@@ -299,40 +356,39 @@ def improve_actor(
     outputs = states.new_zeros(len(states), 1, 2)
     for epoch in order.unbind(1):
         kl = torch.zeros_like(count)
-        batches = epoch.split(config.batch, dim=1)
+        batches = epoch.split(batch, dim=1)
         for rows in batches:
             x = _pick(states, rows)
             outputs = network.forward(adam.weights, x)
             slope, batch_kl, clipped = actor_slope(
-                outputs, actions.gather(1, rows), old.gather(1, rows), advantages.gather(1, rows), config
+                outputs, actions.gather(1, rows), old.gather(1, rows), advantages.gather(1, rows), columns
             )
             network.backward(adam.weights, x, slope, adam.gradient)
-            norm = adam.step(rate, config.max_gradient, alive)
+            norm = adam.step(columns.rate, columns.max_gradient, alive)
             kl += batch_kl
             now = alive[:, 0]
             sums += torch.stack((batch_kl, clipped, norm[:, 0])) * now
             count += now
         # A policy that has moved far enough stands still; the others go on.
-        alive = alive * (kl / len(batches) <= config.target_kl).float().unsqueeze(1)
+        alive = alive * (kl.unsqueeze(1) / len(batches) <= columns.target_kl).float()
     mean, log_sd = outputs[..., 0], bounded_log_sd(outputs[..., 1])
     kl_mean, clip_mean, gradient_mean = sums / count
     return ActorFigures(kl_mean, clip_mean, gradient_mean, entropy(mean, log_sd).mean(1))
 
 
 def improve_critic(
-    network: Network, adam: Adam, seen: Experience, goals: Tensor, order: Tensor, config: PPOConfig, rate: float
+    network: Network, adam: Adam, seen: Experience, goals: Tensor, order: Tensor, columns: Columns, batch: int
 ) -> None:
     """The critic's half of an update: least squares on ``goals`` (C, T n), by the same ``order``."""
     states = seen.states.flatten(1, 2)
     alive = torch.ones_like(goals[:, :1])
+    slopes = [(2.0 * columns.value / rows.shape[1]).to(goals) for rows in order[:, 0].split(batch, dim=1)]
     for epoch in order.unbind(1):
-        for rows in epoch.split(config.batch, dim=1):
+        for rows, slope in zip(epoch.split(batch, dim=1), slopes, strict=True):
             x = _pick(states, rows)
             error = network.forward(adam.weights, x)[..., 0] - goals.gather(1, rows)
-            network.backward(
-                adam.weights, x, (error * (2.0 * config.value / rows.shape[1])).unsqueeze(-1), adam.gradient
-            )
-            adam.step(rate, config.max_gradient, alive)
+            network.backward(adam.weights, x, (error * slope).unsqueeze(-1), adam.gradient)
+            adam.step(columns.rate, columns.max_gradient, alive)
 
 
 def _pick(states: Tensor, rows: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -15,10 +16,9 @@ from layer3 import contract
 from layer3.agent import ppo
 from layer3.agent.bars import Bars
 from layer3.agent.crew import shared
-from layer3.agent.environment import EnvironmentConfig
 from layer3.agent.networks import Adam, Network, initial_weights
-from layer3.agent.ppo import Experience, PPOConfig
-from layer3.agent.team import Fold, Team
+from layer3.agent.ppo import Columns, Experience, PPOConfig
+from layer3.agent.team import Member, Team
 
 __all__ = ["FIGURES", "Board", "Half", "Share", "Walk", "assign", "blank_board"]
 
@@ -61,21 +61,22 @@ class Board:
         )
 
 
-def blank_board(seeds: Sequence[int], config: PPOConfig, device: torch.device) -> Board:
-    """Policies that have learnt nothing yet, one per seed."""
+def blank_board(members: Sequence[Member], device: torch.device) -> Board:
+    """Policies that have learnt nothing yet, of one shape."""
 
     def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         if device.type == "cpu":
             return shared(*shape, dtype=dtype)
         return torch.zeros(shape, dtype=dtype, device=device)
 
-    count, t, n = len(seeds), config.rollout, config.environments
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    config = members[0].settings.ppo
+    count, t, n = len(members), config.rollout, config.environments
+    first = [_first_weights(member.seed, member.settings.ppo) for member in members]
     state: dict[str, Tensor] = {}
-    for name, bias, gain in (("actor", [0.0, config.log_sd_start], 0.01), ("critic", [0.0], 1.0)):
-        first = torch.stack([initial_weights(config.hidden, bias, gain, generator) for generator in generators])
-        state |= {f"{name}{part}": zeros(*first.shape) for part in ("", ".mean", ".square")}
-        state[name].copy_(first)
+    for name, rows in zip(("actor", "critic"), zip(*first, strict=True), strict=True):
+        weights = torch.stack(rows)
+        state |= {f"{name}{part}": zeros(*weights.shape) for part in ("", ".mean", ".square")}
+        state[name].copy_(weights)
         state[f"{name}.steps"] = zeros(count, 1)
     seen = Experience(
         states=zeros(count, t, n, contract.STATE_DIM),
@@ -98,6 +99,20 @@ def blank_board(seeds: Sequence[int], config: PPOConfig, device: torch.device) -
     )
 
 
+def _first_weights(seed: int, config: PPOConfig) -> tuple[Tensor, Tensor]:
+    """Actor's and critic's, (N,) each."""
+    generator = torch.Generator().manual_seed(seed)
+    actor = initial_weights(config.hidden, [0.0, config.log_sd_start], 0.01, generator)
+    return actor, initial_weights(config.hidden, [0.0], 1.0, generator)
+
+
+def teams_of(chunk: slice, members: Sequence[Member]) -> Iterator[slice]:
+    """The neighbours in a chunk that can walk one environment."""
+    for _, same in groupby(range(chunk.start, chunk.stop), lambda place: members[place].settings.environment):
+        first, *others = same
+        yield slice(first, first + 1 + len(others))
+
+
 def assign(chunks: Sequence[slice], workers: int) -> list[list[Half]]:
     """Each worker's halves: as even as it goes, and both of a chunk by one worker where possible.
 
@@ -114,21 +129,21 @@ class Share:
     def __init__(
         self,
         bars: Bars,
-        members: Sequence[tuple[int, Fold]],
-        environment: EnvironmentConfig,
-        config: PPOConfig,
+        members: Sequence[Member],
         board: Board,
         halves: Sequence[Half],
         walks: Mapping[int, Walk],
     ) -> None:
         """``walks``: what to go on from, by the first policy of each team."""
-        self._config, self._board, self._halves = config, board, halves
-        device = board.growth.device
-        host = device.type == "cpu"
+        self._board, self._halves = board, halves
+        self._configs = [member.settings.ppo for member in members]
+        config, device = self._configs[0], board.growth.device
+        self._batch = config.batch
         self._teams = [
-            Team(bars, chunk.start, members[chunk], environment, config, device, on_host=host)
+            Team(bars, places.start, members[places], device, on_host=device.type == "cpu")
             for name, chunk in halves
             if name == "actor"
+            for places in teams_of(chunk, members)
         ]
         for team in self._teams:
             if team.places.start in walks:
@@ -138,30 +153,34 @@ class Share:
             Network(largest, config.batch, config.hidden, outputs, device) for outputs in (2, 1)
         )
 
-    def gather(self) -> None:
-        """Walk one rollout with every team and judge it; who improves what needs nothing else."""
-        board = self._board
+    def gather(self, update: int) -> None:
+        """Walk one rollout with every team, of update number ``update``, and judge it; who improves what needs
+        nothing else."""
+        board, columns = self._board, self._columns(update)
         for team in self._teams:
             places = team.places
             seen = team.walk(board.state["actor"][places], board.part(places), board.growth[places])
             board.order[places] = torch.from_numpy(team.orders()).to(board.order.device)
             board.advantages[places], board.goals[places], board.figures[places, 0] = ppo.advantages_of(
-                self._critic, board.state["critic"][places], seen, self._config
+                self._critic, board.state["critic"][places], seen, columns.part(places), self._batch
             )
 
-    def improve(self, rate: float) -> None:
-        """Every half's update, at Adam's ``rate``."""
-        board, config = self._board, self._config
+    def improve(self, update: int) -> None:
+        """Every half's update, number ``update``."""
+        board, columns, batch = self._board, self._columns(update), self._batch
         for name, chunk in self._halves:
             adam = Adam(*(board.state[f"{name}{part}"][chunk] for part in ("", ".mean", ".square", ".steps")))
-            seen, order = board.part(chunk), board.order[chunk]
+            seen, order, own = board.part(chunk), board.order[chunk], columns.part(chunk)
             if name == "critic":
-                ppo.improve_critic(self._critic, adam, seen, board.goals[chunk], order, config, rate)
+                ppo.improve_critic(self._critic, adam, seen, board.goals[chunk], order, own, batch)
                 continue
-            figures = ppo.improve_actor(self._actor, adam, seen, board.advantages[chunk], order, config, rate)
+            figures = ppo.improve_actor(self._actor, adam, seen, board.advantages[chunk], order, own, batch)
             board.figures[chunk, 1:] = torch.stack(
                 (figures.kl, figures.clip_fraction, figures.gradient, figures.entropy), dim=1
             )
+
+    def _columns(self, update: int) -> Columns:
+        return Columns.of(self._configs, update, self._board.growth.device)
 
     def walks(self) -> dict[int, Walk]:
         """Where every team stands, by its first policy."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +15,15 @@ from torch import Tensor
 from layer3 import contract
 from layer3.agent import ppo
 from layer3.agent.bars import Bars
-from layer3.agent.environment import EnvironmentConfig, TradingEnvironment, episode_starts
+from layer3.agent.environment import TradingEnvironment, episode_starts
 from layer3.agent.networks import Network
 from layer3.agent.policy import OBSERVATION_CLIP
-from layer3.agent.ppo import Experience, PPOConfig
+from layer3.agent.ppo import Experience
 
-__all__ = ["EXPLORATION", "Fold", "Team"]
+if TYPE_CHECKING:
+    from layer3.agent.population import Settings
+
+__all__ = ["EXPLORATION", "Fold", "Member", "Team"]
 
 States = NDArray[np.float32]
 #: The windows of a history that one policy may see.
@@ -32,29 +35,39 @@ EXPLORATION: Final = 128
 _KEPT_OF_A_STEP: Final = 8
 
 
+class Member(NamedTuple):
+    """One policy of a population: what it is trained with, and what an error calls it."""
+
+    seed: int
+    fold: Fold
+    settings: Settings
+    name: str
+
+
 class Team:
-    """Policies ``first`` to ``first + len(members) - 1`` of a population, walking one environment."""
+    """Policies ``first`` to ``first + len(members) - 1`` of a population, walking one environment: their settings
+    have the same shape and the same ``environment``."""
 
     def __init__(
         self,
         bars: Bars,
         first: int,
-        members: Sequence[tuple[int, Fold]],
-        environment: EnvironmentConfig,
-        config: PPOConfig,
+        members: Sequence[Member],
         device: torch.device,
         on_host: bool,
     ) -> None:
         """``on_host``: the accounts are numpy's, whose calls are faster on a CPU; else torch's on ``device``."""
         self.places = slice(first, first + len(members))
+        # Of their hyperparameters only the shape matters here, which they share.
+        config, environment = members[0].settings.ppo, members[0].settings.environment
         self._config, self._device, self._on_host = config, device, on_host
         self._size = (len(members), config.environments)
         xp: Any = np if self._on_host else torch
         self.environment = TradingEnvironment(
             bars, math.prod(self._size), environment, xp, None if self._on_host else device
         )
-        self.generators = [np.random.default_rng(seed) for seed, _ in members]
-        self._starts = [episode_starts(fold, environment) for _, fold in members]
+        self.generators = [np.random.default_rng(member.seed) for member in members]
+        self._starts = [episode_starts(member.fold, environment) for member in members]
         ages = np.arange(self._size[1]) * environment.episode_steps // self._size[1]
         self._ages = np.tile(ages, self._size[0])
         self._network = Network(*self._size, config.hidden, 2, device)

@@ -74,19 +74,20 @@ def test_one_network_among_many_is_that_network_alone() -> None:
 
 
 def test_adam_with_clipping_is_torchs() -> None:
-    stream, rate, largest = generator(4), 3e-3, 0.5
+    stream = generator(4)
+    rates, largest = torch.tensor([[3e-3], [1e-2], [5e-4]]), torch.tensor([[0.5], [0.05], [20.0]])
     start = torch.randn(3, 50, generator=stream)
     ours = Adam(start.clone(), torch.zeros(3, 50), torch.zeros(3, 50), torch.zeros(3, 1))
     theirs = [row.clone().requires_grad_() for row in start]
-    optimisers = [torch.optim.Adam([row], lr=rate, eps=1e-5) for row in theirs]
+    optimisers = [torch.optim.Adam([row], lr=float(rate), eps=1e-5) for row, rate in zip(theirs, rates, strict=True)]
     for step in range(30):
         gradient = torch.randn(3, 50, generator=stream) * torch.tensor([[0.01], [1.0], [30.0]]) * (1 + step % 3)
         ours.gradient.copy_(gradient)
-        norms = ours.step(rate, largest, torch.ones(3, 1))
+        norms = ours.step(rates, largest, torch.ones(3, 1))
         torch.testing.assert_close(norms[:, 0], gradient.norm(dim=1))
-        for row, optimiser, own in zip(theirs, optimisers, gradient, strict=True):
+        for row, optimiser, own, most in zip(theirs, optimisers, gradient, largest, strict=True):
             row.grad = own.clone()
-            torch.nn.utils.clip_grad_norm_([row], largest)
+            torch.nn.utils.clip_grad_norm_([row], float(most))
             optimiser.step()
     torch.testing.assert_close(ours.weights, torch.stack([row.detach() for row in theirs]), rtol=1e-5, atol=1e-6)
 
@@ -100,7 +101,7 @@ def test_a_row_that_stands_still_keeps_every_bit_and_its_moments() -> None:
         before = [part[still].clone() for part in (adam.weights, adam._mean, adam._square, adam._steps)]
         adam.gradient.copy_(torch.randn(2, 9, generator=stream))
         moved = adam.weights[1 - still].clone()
-        adam.step(1e-2, 0.5, alive)
+        adam.step(torch.full((2, 1), 1e-2), torch.full((2, 1), 0.5), alive)
         for kept, part in zip(before, (adam.weights, adam._mean, adam._square, adam._steps), strict=True):
             assert torch.equal(kept, part[still])
         assert not torch.equal(moved, adam.weights[1 - still])

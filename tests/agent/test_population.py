@@ -22,37 +22,18 @@ from layer3.agent.bars import Bars, concatenate
 from layer3.agent.environment import EnvironmentConfig
 from layer3.agent.networks import Network
 from layer3.agent.policy import Policy, stack
-from layer3.agent.population import Report, Settings, Trained, memory_needed, train
+from layer3.agent.population import Report, Settings, memory_needed, train
 from layer3.agent.ppo import PPOConfig
 from layer3.errors import ConfigurationError, ContractError, TrainingError
+from tests.agent.populations import SHORT, TINY, WINDOW, differences, same
 from tests.agent.worlds import make_bars, trend
 
 ROOT = Path(__file__).parents[2]
-SHORT = Settings(PPOConfig(steps=8_192))
-TINY = Settings(
-    PPOConfig(steps=1_024, environments=16, rollout=8, batch=64, epochs=2, hidden=8),
-    EnvironmentConfig(episode_steps=50),
-)
-WINDOW = range(1_500)
 
 
 @pytest.fixture(scope="module")
 def bars() -> Bars:
     return make_bars(2_000)
-
-
-def differences(one: Trained, other: Trained) -> float:
-    """Largest difference of any weight."""
-    return max(float(np.abs(one.tensors[name] - other.tensors[name]).max()) for name in one.tensors)
-
-
-def same(one: Trained, other: Trained) -> bool:
-    return (
-        all(one.tensors[name].tobytes() == other.tensors[name].tobytes() for name in one.tensors)
-        and one.states.tobytes() == other.states.tobytes()
-        and [dataclasses.replace(p, seconds=0.0) for p in one.curves]
-        == [dataclasses.replace(p, seconds=0.0) for p in other.curves]
-    )
 
 
 def test_every_policy_of_a_population_is_the_one_trained_alone(bars: Bars) -> None:
@@ -77,18 +58,6 @@ def test_a_policy_of_a_population_is_the_one_trained_alone_to_the_end(bars: Bars
 def test_a_gpu_is_asked_for_all_policies_at_once() -> None:
     config = PPOConfig()
     assert memory_needed(128, config, 20_000, "cuda") > memory_needed(128, config, 20_000, "cpu", 2)
-
-
-def test_settings_train_one_after_another_and_come_outermost(bars: Bars) -> None:
-    other = Settings(dataclasses.replace(TINY.ppo, learning_rate=3e-3), TINY.environment)
-    reports: list[Report] = []
-    trained = train(bars, seeds=[1, 2], folds=[WINDOW], settings=[TINY, other], on_progress=reports.append)
-    assert [(member.settings, member.seed) for member in trained] == [(TINY, 1), (TINY, 2), (other, 1), (other, 2)]
-    alone = train(bars, seeds=[2], folds=[WINDOW], settings=[other])
-    assert differences(trained[3], alone[0]) <= 1e-5
-    assert [report.policies for report in reports] == [(0, 1)] * 8 + [(2, 3)] * 8
-    assert [report.steps for report in reports] == list(range(256, 4_097, 256))
-    assert {report.total_steps for report in reports} == {4_096}
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -17,7 +17,7 @@ from torch import Tensor
 from layer3.agent import ppo
 from layer3.agent.networks import Adam, Network, initial_weights, weights_of
 from layer3.agent.policy import LOG_SD_HIGH, LOG_SD_LOW
-from layer3.agent.ppo import Experience, PPOConfig, actor_slope, entropy, generalised_advantages, log_density
+from layer3.agent.ppo import Columns, Experience, PPOConfig, actor_slope, entropy, generalised_advantages, log_density
 from layer3.errors import ConfigurationError
 
 CPU = torch.device("cpu")
@@ -33,18 +33,16 @@ def generator(seed: int) -> torch.Generator:
     policies=st.integers(1, 3),
     steps=st.integers(1, 30),
     n=st.integers(1, 4),
-    gamma=st.floats(0.5, 1.0),
-    lam=st.floats(0.0, 1.0),
 )
-def test_advantages_equal_a_slow_sum_over_the_future(
-    seed: int, policies: int, steps: int, n: int, gamma: float, lam: float
-) -> None:
+def test_advantages_equal_a_slow_sum_over_the_future(seed: int, policies: int, steps: int, n: int) -> None:
     rng = np.random.default_rng(seed)
     rewards, values, following = rng.standard_normal((3, policies, steps, n))
     ended = rng.random((policies, steps, n)) < 0.2
-    fast = generalised_advantages(*map(torch.from_numpy, (rewards, values, following, ended)), gamma, lam).numpy()
+    gammas, lams = rng.uniform(0.5, 1.0, (policies, 1)), rng.uniform(0.0, 1.0, (policies, 1))
+    arrays = (rewards, values, following, ended, gammas, gammas * lams)
+    fast = generalised_advantages(*map(torch.from_numpy, arrays)).numpy()
     for policy, start, column in np.ndindex(policies, steps, n):
-        total, weight = 0.0, 1.0
+        total, weight, gamma, lam = 0.0, 1.0, gammas[policy, 0], lams[policy, 0]
         for k in range(start, steps):
             here = (policy, k, column)
             total += weight * (rewards[here] + gamma * following[here] - values[here])
@@ -87,7 +85,7 @@ def experience(steps: int, n: int, **changes: Tensor) -> Experience:
 
 def goals(seen: Experience, config: PPOConfig) -> Tensor:
     """Values plus advantages, (steps, n), which is what the critic is taught."""
-    _, taught, _ = ppo.advantages_of(Constant(), torch.zeros(1, 1), seen, config)
+    _, taught, _ = ppo.advantages_of(Constant(), torch.zeros(1, 1), seen, Columns.of([config], 0, CPU), config.batch)
     return taught.view(seen.rewards.shape[1:])
 
 
@@ -121,7 +119,8 @@ def test_advantages_are_normalised_per_policy() -> None:
     stream = generator(1)
     seen = experience(4, 3, rewards=torch.randn(1, 4, 3, generator=stream))
     many = Experience(**{name: _twice(getattr(seen, name), name) for name in Experience.__slots__})
-    advantages, _, explained = ppo.advantages_of(Constant(), torch.zeros(2, 1), many, PPOConfig())
+    columns = Columns.of([PPOConfig()] * 2, 0, CPU)
+    advantages, _, explained = ppo.advantages_of(Constant(), torch.zeros(2, 1), many, columns, 1_024)
     torch.testing.assert_close(advantages.mean(1), torch.zeros(2), atol=1e-5, rtol=0.0)
     torch.testing.assert_close(advantages.std(1), torch.ones(2), atol=1e-5, rtol=0.0)
     assert explained.shape == (2,)
@@ -163,14 +162,14 @@ def test_the_entropy_is_that_of_the_multiplier(mean: float, log_sd: float) -> No
     seed=st.integers(0, 10_000),
     policies=st.integers(1, 3),
     batch=st.integers(1, 50),
-    clip=st.floats(0.05, 0.5),
-    weight=st.floats(0.0, 0.1),
     drift=st.floats(0.0, 0.5),
 )
-def test_the_actors_slope_is_autograds(
-    seed: int, policies: int, batch: int, clip: float, weight: float, drift: float
-) -> None:
-    config = PPOConfig(clip=clip, entropy=weight)
+def test_the_actors_slope_is_autograds(seed: int, policies: int, batch: int, drift: float) -> None:
+    rng = np.random.default_rng(seed)
+    configs = [PPOConfig(clip=rng.uniform(0.05, 0.5), entropy=rng.uniform(0.0, 0.1)) for _ in range(policies)]
+    columns = Columns.of(configs, 0, CPU, torch.float64)
+    clip = torch.tensor([[config.clip] for config in configs], dtype=torch.float64)
+    weight = torch.tensor([config.entropy for config in configs], dtype=torch.float64)
     stream = generator(seed)
     outputs = torch.randn(policies, batch, 2, generator=stream, dtype=torch.float64)
     # Some log standard deviations lie outside their bounds.
@@ -190,7 +189,7 @@ def test_the_actors_slope_is_autograds(
     loss = -surrogate.mean(1) - weight * entropy(leaf[..., 0], log_sd).mean(1)
     loss.sum().backward()
 
-    slope, kl, clipped = actor_slope(outputs, actions, old, advantages, config)
+    slope, kl, clipped = actor_slope(outputs, actions, old, advantages, columns)
     assert leaf.grad is not None
     expected = leaf.grad.clone()
     # A step goes against the slope: outside the bounds only the way back is open.
@@ -223,7 +222,12 @@ def learner(policies: int, outputs: int) -> Adam:
     return Adam(weights, torch.zeros_like(weights), torch.zeros_like(weights), torch.zeros(policies, 1))
 
 
-SMALL = PPOConfig(steps=256, environments=16, rollout=8, batch=48, epochs=3, hidden=8)
+SMALL = PPOConfig(steps=256, environments=16, rollout=8, batch=48, epochs=3, hidden=8, learning_rate=1e-3)
+
+
+def columns_of(policies: int, **changes: float) -> Columns:
+    """SMALL's first update, for so many policies."""
+    return Columns.of([replace(SMALL, **changes)] * policies, 0, CPU)  # type: ignore[arg-type]
 
 
 def order(policies: int, seed: int = 9) -> Tensor:
@@ -239,7 +243,7 @@ def test_the_critics_update_is_autograds_and_adams() -> None:
     leaf = adam.weights.clone().requires_grad_()
     optimiser = torch.optim.Adam([leaf], lr=1e-3, eps=1e-5)
     turns = order(1)
-    ppo.improve_critic(Network(1, SMALL.batch, 8, 1, CPU), adam, seen, taught, turns, SMALL, 1e-3)
+    ppo.improve_critic(Network(1, SMALL.batch, 8, 1, CPU), adam, seen, taught, turns, columns_of(1), SMALL.batch)
     states = seen.states.flatten(1, 2)
     for epoch in turns[0]:
         # 128 samples in batches of 48: the last is shorter.
@@ -275,9 +279,9 @@ def test_a_policy_that_has_moved_far_enough_stands_still_and_the_others_go_on() 
         seen, _ = acting(adam, 5)
         # As if a policy far away had drawn the second's actions: its divergence is large from the first batch on.
         seen.log_density[1] -= 2.0
-        config = replace(SMALL, target_kl=target, epochs=epochs)
+        columns = columns_of(2, target_kl=target)
         network = Network(2, SMALL.batch, 8, 2, CPU)
-        figures = ppo.improve_actor(network, adam, seen, gains, turns[:, :epochs], config, 1e-3)
+        figures = ppo.improve_actor(network, adam, seen, gains, turns[:, :epochs], columns, SMALL.batch)
         assert torch.isfinite(figures.kl).all()
         assert figures.kl[0] < 0.1 < 1.0 < figures.kl[1]
         return adam.weights
@@ -295,7 +299,7 @@ def test_an_update_follows_the_advantages() -> None:
     network = Network(1, SMALL.samples, 8, 2, CPU)
     states = seen.states.flatten(1, 2)
     before = network.forward(adam.weights, states)
-    figures = ppo.improve_actor(network, adam, seen, noise, order(1), replace(SMALL, entropy=0.0), 1e-3)
+    figures = ppo.improve_actor(network, adam, seen, noise, order(1), columns_of(1, entropy=0.0), SMALL.batch)
     after = network.forward(adam.weights, states)
     assert (after[..., 0] > before[..., 0]).float().mean() > 0.75
     assert 0.0 < float(figures.kl) < 0.1

@@ -8,8 +8,9 @@ from torch import Tensor
 from layer3 import contract
 from layer3.agent.environment import EnvironmentConfig
 from layer3.agent.networks import initial_weights
+from layer3.agent.population import Settings
 from layer3.agent.ppo import Experience, PPOConfig
-from layer3.agent.team import Team
+from layer3.agent.team import Member, Team
 from tests.agent.worlds import planted
 
 CONFIG = PPOConfig(steps=4_096, environments=16, rollout=64, hidden=16)
@@ -19,8 +20,10 @@ ENVIRONMENT = EnvironmentConfig(episode_steps=50)
 
 def rollout(device: str, *, on_host: bool) -> tuple[Team, Experience, Tensor]:
     bars, _ = planted(2_000)
-    members = [(seed, (range(1_000 + 300 * seed),)) for seed in (1, 2)]
-    team = Team(bars, 0, members, ENVIRONMENT, CONFIG, torch.device(device), on_host)
+    members = [
+        Member(seed, (range(1_000 + 300 * seed),), Settings(CONFIG, ENVIRONMENT), f"seed {seed}") for seed in (1, 2)
+    ]
+    team = Team(bars, 0, members, torch.device(device), on_host)
     shape, dim = (2, CONFIG.rollout, CONFIG.environments), contract.STATE_DIM
     seen = Experience(
         states=torch.empty(*shape, dim, device=device),
@@ -33,7 +36,7 @@ def rollout(device: str, *, on_host: bool) -> tuple[Team, Experience, Tensor]:
         final_states=torch.empty(2, 0, dim, device=device),
     )
     growth = torch.empty(shape, dtype=torch.float64, device=device)
-    generators = [torch.Generator().manual_seed(seed) for seed, _ in members]
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     weights = torch.stack([initial_weights(CONFIG.hidden, [0.0, 0.5], 0.5, one) for one in generators]).to(device)
     return team, team.walk(weights, seen, growth), growth
 
