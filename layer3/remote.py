@@ -32,7 +32,7 @@ from layer3.net.address import Place, lookup
 from layer3.net.refreshed import Refreshed
 from layer3.net.tokens import TokenSource, checked_token
 from layer3.net.transport import Address, Budget, Pool, Steps, arun, run
-from layer3.net.wire import Answer, brief, request_bytes
+from layer3.net.wire import Answer, brief, completed, request_head
 
 __all__ = ["REQUEST_ID_HEADER", "PolicyClient", "RemoteAnswer", "fetch_multiplier"]
 
@@ -108,13 +108,9 @@ class PolicyClient:
         self._timeout_s = timeout_s
         self._breaker = breaker
         self._contract = contract
-        self._target = place.path if place.path.endswith(_ENDING) else place.path + _ENDING
-        self._headers = {
-            "Host": place.authority,
-            "Accept": "application/json",
-            "Content-Type": "application/json",
-            HEADER: contract,
-        }
+        target = place.path if place.path.endswith(_ENDING) else place.path + _ENDING
+        same = {"Accept": "application/json", "Content-Type": "application/json", HEADER: contract}
+        self._head = request_head("POST", target, {"Host": place.authority, **same})
         self._addresses: Refreshed[tuple[Address, ...]] | None = None
         self._tokens: Refreshed[str] | None = None
         self._key: Refreshed[str] | None = None
@@ -180,14 +176,13 @@ class PolicyClient:
         budget = Budget.start(self._endpoint, self._timeout_s)
         name = secrets.token_hex(8) if request_id is None else request_id
         body = _body(state)
-        headers = self._headers | {REQUEST_ID_HEADER: _checked_id(name)}
+        headers = {REQUEST_ID_HEADER: _checked_id(name)}
         if self._closed:
             raise SourceError(f"the client of {self._endpoint} is closed")
         permit, secret = self._acquire(), dict[str, str]()
         try:
             secret = yield from self._secret_headers(budget)
-            headers |= secret
-            answer = yield from self._pool.exchange(request_bytes("POST", self._target, headers, body), budget)
+            answer = yield from self._pool.exchange(completed(self._head, headers | secret, body), budget)
             result = self._read(answer, name, secret)
         except (SourceError, ContractError) as error:
             if permit is not None and not isinstance(error, RefusedError):

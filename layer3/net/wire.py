@@ -13,7 +13,7 @@ from typing import Final
 
 from layer3.errors import SourceError
 
-__all__ = ["MAX_BODY", "MAX_HEAD", "Answer", "AnswerReader", "brief", "request_bytes"]
+__all__ = ["MAX_BODY", "MAX_HEAD", "Answer", "AnswerReader", "brief", "completed", "request_bytes", "request_head"]
 
 #: Largest body, where nobody says otherwise, and largest heads (interim ones included) of an answer, in bytes.
 MAX_BODY: Final = 65_536
@@ -37,12 +37,26 @@ class Answer:
     reusable: bool
 
 
-def request_bytes(method: str, target: str, headers: Mapping[str, str], body: bytes = b"") -> bytes:
-    """The bytes of one request; the caller vouches for ``target`` and ``headers`` (printable ASCII)."""
+def request_head(method: str, target: str, headers: Mapping[str, str]) -> bytes:
+    """The beginning of a request, for :func:`completed`: what many requests have in common is made once.
+
+    The caller vouches for ``target`` and ``headers`` (printable ASCII).
+    """
     lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join(lines).encode("ascii")
+
+
+def completed(head: bytes, headers: Mapping[str, str], body: bytes = b"") -> bytes:
+    """The bytes of one request that begins with ``head``; the caller vouches for ``headers``."""
+    lines = ["", *(f"{name}: {value}" for name, value in headers.items())]
     if body:
         lines.append(f"Content-Length: {len(body)}")
-    return "\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + body
+    return head + "\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + body
+
+
+def request_bytes(method: str, target: str, headers: Mapping[str, str], body: bytes = b"") -> bytes:
+    """The bytes of one request; the caller vouches for ``target`` and ``headers`` (printable ASCII)."""
+    return completed(request_head(method, target, headers), {}, body)
 
 
 def brief(data: bytes | bytearray) -> str:
