@@ -242,15 +242,13 @@ def test_a_killed_writer_loses_nothing_that_was_acknowledged(tmp_path: Path) -> 
     decided: set[str] = set()
     known: dict[str, float] = {}
     for turn in range(12):
-        child = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(path), str(turn)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
-        assert child.stdout is not None
-        lines = [child.stdout.readline() for _ in range(rng.randint(1, 30))]
-        os.kill(child.pid, signal.SIGKILL)
-        lines += child.stdout.readlines()
-        child.stdout.close()
-        assert child.wait() == -signal.SIGKILL
+        command = [sys.executable, "-c", WRITER, str(path), str(turn)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            lines = [child.stdout.readline() for _ in range(rng.randint(1, 30))]
+            os.kill(child.pid, signal.SIGKILL)
+            lines += child.stdout.readlines()
+        assert child.returncode == -signal.SIGKILL
         for kind, name, *value in (line.split() for line in lines if line.endswith("\n")):
             decided.add(name)
             if kind == "outcome":
@@ -274,10 +272,11 @@ from layer3.ab.store import Store
 store = Store(Path(sys.argv[1]))
 print(json.dumps([store.assign("x", str(u), Arm(sys.argv[2]), 0.5, 1)[0] for u in range(150)]))
 """
-    children = [
-        subprocess.Popen([sys.executable, "-c", code, str(path), arm], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        for arm in ("policy", "kelly")
-    ]
-    first, second = (json.loads(child.communicate()[0]) for child in children)
+    policy, kelly = ([sys.executable, "-c", code, str(path), arm] for arm in ("policy", "kelly"))
+    with (
+        subprocess.Popen(policy, cwd=ROOT, stdout=subprocess.PIPE, text=True) as one,
+        subprocess.Popen(kelly, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other,
+    ):
+        first, second = (json.loads(child.communicate(timeout=300)[0]) for child in (one, other))
     assert first == second
     assert len(first) == 150

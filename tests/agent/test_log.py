@@ -1,5 +1,6 @@
 """What training says: the guide's line at most every tenth, a warning once, a bar on a terminal only."""
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -107,16 +108,16 @@ def test_on_a_terminal_there_is_a_bar_with_speed_and_time_left():
     )
     main, end = pty.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=end, stderr=end)
-    os.close(end)
     pieces = []
-    try:
-        while piece := os.read(main, 65_536):
-            pieces.append(piece)
-    except OSError:
-        pass  # Linux reports the end of a pseudo-terminal as an error.
-    os.close(main)
-    assert process.wait() == 0
+    with (
+        os.fdopen(main, "rb", buffering=0) as terminal,
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=end, stderr=end) as process,
+    ):
+        os.close(end)
+        with contextlib.suppress(OSError):  # Linux reports the end of a pseudo-terminal as an error.
+            while piece := terminal.read(65_536):
+                pieces.append(piece)
+    assert process.returncode == 0
     text = b"".join(pieces).decode()
     assert text.count("Episode ") == 10
     assert re.search(r"training: +\d+%\|.*\[00:0\d<00:0\d, +[\d.]+k steps/s\]", text)

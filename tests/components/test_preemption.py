@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from components.ingest import ingest
 from components.train import train
 from layer3.agent.policy_file import load_policy
 from tests.fakes.gcs import FakeGcs
+from tests.fakes.processes import group
 from tests.fakes.servers import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,11 +70,8 @@ def test_it_goes_on_from_the_newest_checkpoint_to_the_same_bytes(
     undisturbed = trained(features, str(tmp_path / "one"), str(tmp_path / "store"))
     command = [sys.executable, "-W", "ignore", "-c", STEP, features, str(tmp_path / "two"), "gs://bucket"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True) as process:
-        try:
-            wait_for(lambda: checkpoints(gcs) or process.poll() is not None, 120.0)
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
+    with group(command, cwd=ROOT, env=environment) as process:
+        wait_for(lambda: checkpoints(gcs) or process.poll() is not None, 120.0)
     assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
     (left,) = checkpoints(gcs)
     assert not (tmp_path / "two" / "model" / "policy.safetensors").exists()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,18 @@ import pytest
 from layer3 import trials
 from layer3.experiments import tune
 from layer3.experiments.market import load_market
+from tests.fakes.processes import group
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = "synthetic:bars=5000,edge=3,seed=5"
 QUICK = ["--data", DATA, "--seeds", "2", "--steps", "4096"]
 
 
-def start(store: Path, *more: str) -> subprocess.Popen[str]:
+def start(store: Path, *more: str) -> AbstractContextManager[subprocess.Popen[str]]:
     command = [sys.executable, "-u", "-m", "layer3.experiments.tune", *QUICK, "--store", str(store), *more]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     # A group of its own, as a terminal's Ctrl-C meets it.
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        cwd=ROOT,
-        start_new_session=True,
-    )
+    return group(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
 
 
 def records(store: Path) -> list[dict[str, Any]]:
@@ -54,10 +48,10 @@ def wait_for_a_trial(process: subprocess.Popen[str]) -> None:
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store whose search was ended by kill -9 after the first trial, or by then the first few."""
     store = tmp_path_factory.mktemp("store")
-    process = start(store, "--trials", "200", "--jobs", "2")
-    wait_for_a_trial(process)
-    process.kill()
-    process.communicate()
+    with start(store, "--trials", "200", "--jobs", "2") as process:
+        wait_for_a_trial(process)
+        process.kill()
+        process.communicate()
     return store
 
 
@@ -115,10 +109,10 @@ def test_the_ledger_says_what_was_tried(killed: Path) -> None:
 
 
 def test_ctrl_c_ends_it_and_says_how_to_go_on(tmp_path: Path) -> None:
-    process = start(tmp_path, "--trials", "200", "--jobs", "2")
-    wait_for_a_trial(process)
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    with start(tmp_path, "--trials", "200", "--jobs", "2") as process:
+        wait_for_a_trial(process)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert errors.strip() == "tune: stopped; what has ended is kept: run the same command again to go on."
     assert records(tmp_path)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,8 @@ import pytest
 
 from layer3.errors import TrainingError
 from layer3.experiments.workers import workers
+from tests.fakes.processes import group
+from tests.fakes.servers import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -75,20 +76,13 @@ def test_no_worker_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
         "        print(crew.listen().value, crew._processes[1].pid, flush=True)\n"
         "        time.sleep(60)\n"
     )
-    parent = subprocess.Popen(
-        [sys.executable, program], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=_environment()
-    )
-    assert parent.stdout is not None
-    pids = [int(pid) for pid in parent.stdout.readline().split()]
-    assert len(pids) == 2
-    parent.kill()
-    parent.wait()
-    parent.stdout.close()
-    for _ in range(500):
-        if not any(map(_alive, pids)):
-            return
-        time.sleep(0.02)
-    pytest.fail(f"still there: {[pid for pid in pids if _alive(pid)]}")
+    with group([sys.executable, program], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=_environment()) as parent:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        parent.kill()
+        parent.wait()
+        wait_for(lambda: not any(map(_alive, pids)))
 
 
 def _alive(pid: int) -> bool:

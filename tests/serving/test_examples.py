@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 from bench.load.servers import free_port
 from serving import overload, protocol, state_input
 from tests.fakes.issuer import claims, issuer, token
+from tests.fakes.processes import group
 from tests.fakes.web import Handler, answering
 from tests.serving.proof.load import Store
 from tests.serving.proof.server import ROOT, Server, serving
@@ -77,21 +77,17 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     environment = {**inherited, "PYTHONPATH": str(ROOT), "MAKEFLAGS": f"PORT={port} STORE={store.root}"}
     with (
         (folder / "server.log").open("wb") as log,
-        subprocess.Popen(
+        group(
             ["bash", "-euo", "pipefail", "-c", START],
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,
         ) as process,
     ):
-        try:
-            Server(process, port, folder / "server.log", environment).wait()
-            yield Desk(folder, environment, port)
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
+        Server(process, port, folder / "server.log", environment).wait()
+        yield Desk(folder, environment, port)
 
 
 def test_a_single_state_by_curl(desk: Desk) -> None:
