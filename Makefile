@@ -223,7 +223,6 @@ lock: $(READY) ## resolve the dependencies anew into requirements.lock
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --all-extras --no-emit-package torch --no-header --no-annotate pyproject.toml | grep -vE '^(nvidia-|cuda-|triton)' > requirements.lock.partial
 	@mv requirements.lock.partial requirements.lock
 	@$(BIN)/uv $(LOCK_IMAGE) --extra serve --extra identity pyproject.toml > serving/requirements.lock
-	@$(BIN)/uv $(LOCK_IMAGE) --extra serve --extra identity --extra gcs pyproject.toml | grep -vxFf serving/requirements.lock > serving/requirements-gcs.lock
 	@$(BIN)/uv $(LOCK_IMAGE) --extra pipeline --no-emit-package torch pyproject.toml | grep -vE '^(nvidia-|cuda-|triton)' > components/requirements.lock
 
 audit: $(READY) ## look every locked package up for known faults (needs https://pypi.org)
