@@ -122,7 +122,8 @@ class RiskSettings(_Section):
     stale_price_s: Number = Field(default=5.0, gt=0.0, le=86_400.0)
     #: How far ahead of this machine's clock a signal or price may be.
     max_future_s: Number = Field(default=1.0, ge=0.0, le=60.0)
-    #: Cascade feeds that must be there for a size at all.
+    #: Cascade feeds, liquidations included, that must be there for a size at all. Beyond these a missing feed stops
+    #: nothing: the others carry the whole risk.
     min_feeds: Whole = Field(default=1, ge=0, le=6)
     #: While this file exists every size is zero.
     kill_file: str | None = None
