@@ -437,18 +437,20 @@ def test_credentials_that_do_not_work_are_told(place: Place) -> None:
         asked("do it", call)
 
 
+OF_A_MODEL = {
+    "policy_sha256": "a",
+    "model_id": "m",
+    "contract": "c",
+    "symbol": "S",
+    "synthetic": True,
+    "data_sha256": "d",
+}
+
+
 def test_a_verdict_on_another_policy_is_refused() -> None:
-    model = {
-        "policy_sha256": "a",
-        "model_id": "m",
-        "contract": "c",
-        "symbol": "S",
-        "synthetic": True,
-        "data_sha256": "d",
-    }
     verdict = {"policy_sha256": "b", "passed": True, "criteria": [], "override": None}
     with pytest.raises(ReleaseError, match="another policy"):
-        Candidate.of(model, verdict, "run-1")
+        Candidate.of(OF_A_MODEL, verdict, "run-1")
 
 
 @pytest.mark.parametrize(
@@ -460,15 +462,7 @@ def test_a_verdict_on_another_policy_is_refused() -> None:
     ],
 )
 def test_a_verdict_in_a_word_and_a_sentence(passed: bool, override: Any, word: str, words: str) -> None:
-    model = {
-        "policy_sha256": "a",
-        "model_id": "m",
-        "contract": "c",
-        "symbol": "S",
-        "synthetic": True,
-        "data_sha256": "d",
-    }
     criteria = [{"name": "sharpe", "passed": word == "passed"}, {"name": "trades", "passed": True}]
     verdict = {"policy_sha256": "a", "passed": passed, "criteria": criteria, "override": override}
-    made = Candidate.of(model, verdict, "run-1")
+    made = Candidate.of(OF_A_MODEL, verdict, "run-1")
     assert (made.verdict, made.sentence) == (word, words)
