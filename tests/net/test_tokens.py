@@ -18,8 +18,9 @@ import pytest
 
 from layer3.errors import ConfigurationError, RefusedError, SourceError
 from layer3.net import refreshed
-from layer3.net.tokens import checked_token, metadata_tokens
+from layer3.net.tokens import access_tokens, checked_token, metadata_tokens
 from layer3.remote import PolicyClient
+from tests.fakes.metadata import Metadata
 from tests.fakes.servers import wait_for
 from tests.fakes.timing import quickest
 from tests.fakes.web import Handler, running
@@ -106,6 +107,27 @@ def test_a_token_that_expired_and_a_server_that_is_another(metadata: Service) ->
 def test_a_service_has_a_url() -> None:
     with pytest.raises(ConfigurationError, match="endpoint 'himari' must look like"):
         metadata_tokens("himari")
+
+
+def test_an_access_token_and_its_expiry(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Metadata() as metadata:
+        monkeypatch.setenv("GCE_METADATA_HOST", metadata.address)
+        source = access_tokens()
+        before = time.time()
+        token, expiry = checked_token(source)
+        assert token == "token-1"
+        assert before <= expiry - 3_599 <= time.time()
+        metadata.instead = [(200, b'{"access_token": "x"}'), (403, b"no")]
+        with pytest.raises(SourceError, match="its access token cannot be read: KeyError"):
+            source()
+        with pytest.raises(SourceError, match=f"http://{metadata.address} gave no access token: HTTP 403: no"):
+            source()
+
+
+def test_a_metadata_server_has_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GCE_METADATA_HOST", "a b")
+    with pytest.raises(ConfigurationError, match="a b"):
+        access_tokens()
 
 
 @pytest.mark.parametrize("token", ["", "a b", "x\r\nY: z", "ü", 7, None])

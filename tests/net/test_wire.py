@@ -101,6 +101,16 @@ def test_what_is_refused(data: bytes, says: str) -> None:
         read(data)
 
 
+def test_a_larger_body_is_read_by_who_says_so() -> None:
+    body = b" " * (MAX_BODY + 1)
+    data = head(f"Content-Length: {len(body)}") + body
+    answer = AnswerReader("there", max_body=len(body)).feed(data)
+    assert answer is not None
+    assert answer.body == body
+    with pytest.raises(SourceError, match=f"exceeds {MAX_BODY} bytes"):
+        AnswerReader("there", max_body=MAX_BODY).feed(data)
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [
