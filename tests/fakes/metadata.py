@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Final
+from http.server import ThreadingHTTPServer
+from typing import Final
+
+from tests.fakes.web import Handler
 
 __all__ = ["Metadata"]
 
@@ -52,16 +54,9 @@ class Metadata:
         return 200, json.dumps(said).encode()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     metadata: Metadata
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        pass
 
     def do_GET(self) -> None:
         status, body = self.metadata.answer(self.path, self.headers.get("Metadata-Flavor"))
-        self.send_response(status)
-        for name, value in (("Metadata-Flavor", "Google"), ("Content-Length", str(len(body)))):
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
+        self.reply(status, body, {"Metadata-Flavor": "Google"})

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
+
+from tests.fakes.web import Handler, running
 
 __all__ = ["ANSWER", "Strict", "strict_server"]
 
@@ -27,32 +28,20 @@ class Strict(ThreadingHTTPServer):
         self.seen: list[dict[str, str]] = []
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     protocol_version = "HTTP/1.1"
     server: Strict
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.content()
         self.server.seen.append(dict(self.headers))
         known = self.headers["X-API-Key"] in self.server.accepted
         status = self.server.status or (200 if known else 401)
         body = json.dumps(ANSWER).encode() if known and self.server.status is None else self.server.body
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Quiet."""
+        self.reply(status, body)
 
 
 @contextmanager
 def strict_server() -> Iterator[Strict]:
-    with Strict() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with running(Strict()) as server:
+        yield server
