@@ -39,6 +39,7 @@ __all__ = [
     "read_version",
     "remove",
     "replace_bytes",
+    "sync_folder",
     "write_bytes",
 ]
 
@@ -121,7 +122,7 @@ def write_bytes(uri: str, content: bytes) -> None:
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def read_version(uri: str) -> tuple[bytes, str]:
@@ -211,8 +212,8 @@ def copy_in(folder: str, destination: Path, names: Iterable[str]) -> None:
         write_bytes(str(destination / name), read_bytes(join(folder, name)))
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable: the name lives in the folder, which has its own blocks on disk."""
+def sync_folder(folder: Path) -> None:
+    """Make a rename in a local ``folder`` durable: the name lives in it, and it has its own blocks on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

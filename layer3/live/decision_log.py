@@ -29,6 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
+from layer3 import storage
 from layer3.errors import ConfigurationError
 from layer3.live.log_file import HEAD, SCHEMA, encode, keep_aside, next_name, survey
 
@@ -188,7 +189,7 @@ class DecisionLog:
             _write_whole(fd, head)
             os.fsync(fd)
             partial.rename(self.path)
-            _sync_folder(self.path.parent)
+            storage.sync_folder(self.path.parent)
         except BaseException:
             os.close(fd)
             raise
@@ -246,11 +247,3 @@ def _locked(path: Path) -> IO[str]:
         file.close()
         raise ConfigurationError(f"another process writes the decision log {path}: stop it, or name another") from error
     return file
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
