@@ -39,6 +39,7 @@ _SHAPES: Final = {
         "an account's name or its e-mail",
     ),
     "serving_service_account": (r"[a-z0-9.-]+(@[a-z0-9.-]+\.gserviceaccount\.com)?", "an account's name or its e-mail"),
+    "api_keys_secret": (r"[A-Za-z0-9_-]{0,255}", "up to 255 of A-Z, a-z, 0-9, _ and -, or empty for none"),
     "images_file": (r"\S.*", "a path"),
 }
 _REQUIRED: Final = ("project", "store")
@@ -82,8 +83,9 @@ class Cloud:
     """Project, region, names and limits; checked when built.
 
     ``store`` is ``gs://bucket[/path]`` and holds runs/, models/ and channels/; ``service`` is the Cloud Run
-    service, "" where a release only names the champion in the store; ``canary_window_seconds`` is how long each
-    step of a release there is watched; ``max_cost_usd`` is what one run may be estimated to cost;
+    service, "" where a release only names the champion in the store; ``api_keys_secret`` is the secret with the
+    keys of callers that a server takes where IAM does not check them, "" for none; ``canary_window_seconds`` is how
+    long each step of a release there is watched; ``max_cost_usd`` is what one run may be estimated to cost;
     ``register_rejected`` is whether the model registry holds what the gate refused, too.
     """
 
@@ -94,6 +96,7 @@ class Cloud:
     pipeline_service_account: str = "himari-dev-pipeline"
     serving_service_account: str = "himari-dev-serving"
     service: str = "himari-dev"
+    api_keys_secret: str = ""
     images_file: str = "build/images.json"
     canary_window_seconds: float = 300.0
     max_cost_usd: float = 10.0

@@ -24,7 +24,8 @@ class Target:
     ``image`` is pinned by digest; it may be empty where no revision will be made (status, a rollback).
     ``window_seconds`` is how long each step of the canary is watched. Cloud Monitoring shows what happened about
     three minutes later, so that a shorter window is judged by the release's own questions alone.
-    ``allow_unauthenticated`` switches IAM's check of callers off. The server then asks for ID tokens itself.
+    ``allow_unauthenticated`` switches IAM's check of callers off. The server then asks for ID tokens itself, or for
+    one of the keys in the secret ``api_keys_secret``, if there is one.
     """
 
     project: str = ""
@@ -37,6 +38,7 @@ class Target:
     concurrency: int = 80
     window_seconds: float = 300.0
     allow_unauthenticated: bool = False
+    api_keys_secret: str = ""
     endpoints: Endpoints = field(default_factory=Endpoints)
 
     def __post_init__(self) -> None:
@@ -75,6 +77,7 @@ class Target:
             service=cloud.service,
             service_account=cloud.serving_service_account,
             window_seconds=cloud.canary_window_seconds,
+            api_keys_secret=cloud.api_keys_secret,
             endpoints=cloud.endpoints,
         )
 

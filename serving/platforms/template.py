@@ -5,8 +5,9 @@ champion is told by a tag and by the service's labels.
 
 **Who may call.** Behind IAM's check, as here by default, the container gets no request that Google's front has not
 admitted, and a token's signature is taken out on the way, so that the server could not check it if it wanted to:
-it runs with AUTH=off. Where IAM's check is switched off, the server checks ID tokens itself. A revision that checks
-nobody is never reachable without IAM: the check is off only while every revision with traffic checks by itself.
+it runs with AUTH=off. Where IAM's check is switched off, the server checks ID tokens itself, and takes API keys, too,
+where a secret has them. A release asks with a token either way. A revision that checks nobody is never reachable
+without IAM: the check is off only while every revision with traffic checks by itself.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ Shares: TypeAlias = list[tuple[str, int, str]]
 _CPU: Final = "1"
 _MEMORY: Final = "1Gi"
 _PORT: Final = 8080
+#: Where the keys of callers are mounted, and the file that they are there; Cloud Run reads it anew from the secret.
+_KEYS_FOLDER: Final = "/secrets/api-keys"
+_KEYS_FILE: Final = "keys.txt"
 _REQUEST_SECONDS: Final = 30
 _NAME_LENGTH: Final = 63
 _BY_NAME: Final = run_v2.TrafficTargetAllocationType.TRAFFIC_TARGET_ALLOCATION_TYPE_REVISION
@@ -76,6 +80,9 @@ def revision_template(
     environment = {"MODEL_URI": model_uri, "AUTH": "off"}
     if target.allow_unauthenticated:
         environment |= {"AUTH": "id-token", "ID_TOKEN_AUDIENCE": ",".join(audiences)}
+    keys = _keys(target.api_keys_secret) if target.allow_unauthenticated and target.api_keys_secret else None
+    if keys is not None:
+        environment |= {"AUTH": "key,id-token", "API_KEYS_FILE": f"{_KEYS_FOLDER}/{_KEYS_FILE}"}
     container = run_v2.Container(
         image=target.image,
         env=[run_v2.EnvVar(name=name, value=value) for name, value in environment.items()],
@@ -85,6 +92,7 @@ def revision_template(
         ports=[run_v2.ContainerPort(container_port=_PORT)],
         startup_probe=_probe("/health", period=2, failures=30),
         liveness_probe=_probe("/healthz", period=10, failures=3),
+        volume_mounts=[run_v2.VolumeMount(name=keys.name, mount_path=_KEYS_FOLDER)] if keys else [],
     )
     template = run_v2.RevisionTemplate(
         labels={"managed-by": "himari", "himari-model": label(model_id)},
@@ -96,6 +104,7 @@ def revision_template(
         max_instance_request_concurrency=target.concurrency,
         timeout={"seconds": _REQUEST_SECONDS},
         containers=[container],
+        volumes=[keys] if keys else [],
     )
     template.annotations[TEMPLATE] = hashlib.sha256(
         run_v2.RevisionTemplate.to_json(template, sort_keys=True).encode()
@@ -176,6 +185,12 @@ def checks_callers(revision: run_v2.Revision) -> bool:
         for container in revision.containers
         for variable in container.env
     )
+
+
+def _keys(secret: str) -> run_v2.Volume:
+    """The newest version of ``secret`` as a file."""
+    item = run_v2.VersionToPath(path=_KEYS_FILE, version="latest")
+    return run_v2.Volume(name="api-keys", secret=run_v2.SecretVolumeSource(secret=secret, items=[item]))
 
 
 def _probe(path: str, *, period: int, failures: int) -> run_v2.Probe:

@@ -4,7 +4,8 @@ A revision really starts this project's server, ``python -m serving``, with the 
 on loopback; :class:`tests.fakes.front.Front` in front of it splits the traffic, checks tokens and counts, as Google's
 does. Refused is what the real service refuses: unknown fields (by tests/fakes/google.py), bad names, traffic that does
 not add up to 100 or names a revision that is not there, a stale etag, a second revision of one name, an image that
-nobody pushed, reserved variables and annotations. ``images`` are those that were pushed.
+nobody pushed, a secret that the service's account may not read, reserved variables and annotations. ``images`` are
+those that were pushed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from google.protobuf import timestamp_pb2
 
 from tests.fakes.front import Fleet, Front
 from tests.fakes.google import FakeGoogle, Refused, label_problem, page
+from tests.fakes.secrets import Secrets, mount_problem
 
 __all__ = ["FakeCloudRun", "cloud_run"]
 
@@ -66,6 +68,7 @@ def cloud_run(fleet: Fleet, *images: str, environment: Mapping[str, str] | None 
             yield fake
         finally:
             fake.front.close()
+            fake.secrets.close()
 
 
 class FakeCloudRun:
@@ -76,6 +79,7 @@ class FakeCloudRun:
 
     def __init__(self, google: FakeGoogle, fleet: Fleet, images: tuple[str, ...], environment: dict[str, str]) -> None:
         self.google = google
+        self.secrets = Secrets()
         self.front = Front()
         self.images = set(images)
         self.services: dict[str, run_v2.Service] = {}
@@ -211,13 +215,14 @@ class FakeCloudRun:
             timeout=template.timeout,
             service_account=template.service_account,
             containers=template.containers,
+            volumes=template.volumes,
         )
         present = self.revisions.get(name)
         if present is None:
             return revision
         same = all(
             getattr(present, field) == getattr(revision, field)
-            for field in ("labels", "annotations", "scaling", "service_account", "containers", "timeout")
+            for field in ("labels", "annotations", "scaling", "service_account", "containers", "volumes", "timeout")
         )
         if not same:
             raise Refused(
@@ -254,6 +259,10 @@ class FakeCloudRun:
         if container.image not in self.images:
             return f"Image '{container.image}' not found."
         environment = {variable.name: variable.value for variable in container.env}
+        mounted = self.secrets.mounted(revision)
+        if isinstance(mounted, str):
+            return mounted
+        environment = {name: mounted.get(value, value) for name, value in environment.items()}
         environment |= self._environment | {"K_SERVICE": _short(revision.service)}
         probe = container.startup_probe
         started = self._fleet.start(environment, probe.http_get.path, probe.period_seconds * probe.failure_threshold)
@@ -351,6 +360,8 @@ def _require_template(service: str, template: run_v2.RevisionTemplate) -> None:
         refuse("resources.limits.cpu must be 1, 2, 4 or 8")
     if not re.fullmatch(r"\d+(Mi|Gi)", container.resources.limits.get("memory", "")):
         refuse("resources.limits.memory must be like 512Mi or 1Gi")
+    if (problem := mount_problem(template)) is not None:
+        refuse(problem)
     for variable in container.env:
         if variable.name in _RESERVED_VARIABLES or not variable.name:
             refuse(f"env: {variable.name!r} is reserved")

@@ -198,9 +198,19 @@ def test_the_names_of_the_configuration_are_those_of_the_infrastructure() -> Non
         for name in re.findall(r'"(himari-\$\{var\.environment\}[^"]*)"', code)
     }
     assert {shown["pipeline_service_account"], shown["serving_service_account"], shown["service"]} <= names
+    assert "himari-dev-api-keys" in names, "as the comment on api_keys_secret says"
+    assert "himari-dev-api-keys" in (ROOT / "config/cloud.yaml").read_text()
     (bucket,) = re.findall(r'name += "(\$\{var\.project\}-himari-\$\{var\.environment\})"', code)
     store = bucket.replace("${var.project}", shown["project"]).replace("${var.environment}", "dev")
     assert shown["store"] == f"gs://{store}"
+
+
+def test_the_service_may_read_the_keys_that_a_release_mounts() -> None:
+    grants = {name: body for _, kind, name, body in resources((ROOT / "infra/secrets.tf").read_text()) if "iam" in kind}
+    (body,) = grants.values()
+    assert str(body["role"]).strip('"') == "roles/secretmanager.secretAccessor"
+    assert "local.serving" in json.dumps(body["member"])
+    assert "google_secret_manager_secret.api_keys.secret_id" in json.dumps(body["secret_id"])
 
 
 def test_terraform_would_format_it_so() -> None:

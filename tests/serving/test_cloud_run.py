@@ -16,8 +16,11 @@ from serving.canary import Limits
 from serving.platforms.connect import connect
 from serving.release import release
 from tests.fakes import issuer
+from tests.fakes.servers import wait_for
 from tests.serving.cloud import CANARY, IMAGE, SERVICE, STEPS, STORE, Desk, Ground, ground
 from tests.serving.support import NEUTRAL
+
+KEY = "the-desks-own-key-0123456789"
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +196,25 @@ def test_callers_that_iam_does_not_check_are_checked_by_the_server(served: Desk)
     assert served.serving() != {new: 100}
 
 
+def test_callers_that_iam_does_not_check_may_have_a_key(served: Desk) -> None:
+    account = served.target().service_account
+    opened: dict[str, object] = {"allow_unauthenticated": True, "api_keys_secret": "keys"}
+    refused(served, 2, r"secrets/keys/versions/latest was not found", **opened)
+    served.run.secrets.put("keys", f"desk:{KEY}")
+    refused(served, 2, r"Permission denied on secret: .*secrets/keys.*roles/secretmanager\.secretAccessor", **opened)
+    served.run.secrets.put("keys", f"desk:{KEY}", account)
+    served.release(2, **opened)
+    assert served.run.only().invoker_iam_disabled
+    url = served.run.only().uri
+    assert ask(served, "/predict", None) == 401
+    assert ask(served, "/predict", None, X_API_Key="another-key-0123456789") == 401
+    assert ask(served, "/predict", None, X_API_Key=KEY) == 200
+    assert ask(served, "/predict", issuer.token(issuer.claims(time.time(), aud=url))) == 200
+    served.run.secrets.put("keys", f"desk:{KEY}-2")
+    wait_for(lambda: ask(served, "/predict", None, X_API_Key=f"{KEY}-2") == 200)
+    assert ask(served, "/predict", None, X_API_Key=KEY) == 401
+
+
 def test_a_service_that_is_not_there_cannot_be_opened(cloud: Desk) -> None:
     with pytest.raises(ReleaseError, match=r"has no URL .*release once without --allow-unauthenticated"):
         cloud.release(1, allow_unauthenticated=True)
@@ -202,10 +224,11 @@ def test_a_service_that_is_not_there_cannot_be_opened(cloud: Desk) -> None:
 # What does not
 
 
-def ask(cloud: Desk, path: str, authorization: bytes | None) -> int:
-    """Status of the service's own address."""
+def ask(cloud: Desk, path: str, authorization: bytes | None, **more: str) -> int:
+    """Status of the service's own address; underscores in the names of the headers ``more`` stand for dashes."""
     connection = http.client.HTTPConnection(cloud.run.only().uri.removeprefix("http://"), timeout=60)
     headers = {"Content-Type": "application/json"} | ({"Authorization": authorization} if authorization else {})
+    headers |= {name.replace("_", "-"): value for name, value in more.items()}
     connection.request("POST", path, json.dumps({"state": NEUTRAL}), headers)
     status = connection.getresponse().status
     connection.close()

@@ -69,6 +69,7 @@ def test_a_name_is_one_that_cloud_run_takes(service_id: str, model: str, attempt
         replace(TARGET, concurrency=10),
         replace(TARGET, service_account="other@himari-tests.iam.gserviceaccount.com"),
         replace(TARGET, allow_unauthenticated=True),
+        replace(TARGET, allow_unauthenticated=True, api_keys_secret="keys"),
     ],
 )
 def test_what_makes_another_revision_gives_it_another_name(other: Target) -> None:
@@ -91,6 +92,20 @@ def test_who_asks_callers() -> None:
     assert not checks_callers(revision(TARGET))
     assert checks_callers(revision(replace(TARGET, allow_unauthenticated=True)))
     assert not checks_callers(run_v2.Revision(containers=[run_v2.Container(image="hello")]))
+
+
+def test_keys_are_mounted_where_the_server_checks_callers_and_nowhere_else() -> None:
+    assert template(replace(TARGET, api_keys_secret="keys")) == template()
+    opened = replace(TARGET, allow_unauthenticated=True, api_keys_secret="himari-dev-api-keys")
+    made = template(opened, audience="https://x")
+    asked = {each.name: each.value for each in made.containers[0].env}
+    (volume,), (mount,) = made.volumes, made.containers[0].volume_mounts
+    assert (volume.name, volume.secret.secret) == (mount.name, "himari-dev-api-keys")
+    assert [(item.path, item.version) for item in volume.secret.items] == [("keys.txt", "latest")]
+    assert asked["API_KEYS_FILE"] == f"{mount.mount_path}/keys.txt"
+    assert (asked["AUTH"], asked["ID_TOKEN_AUDIENCE"]) == ("key,id-token", "https://x")
+    without = template(replace(opened, api_keys_secret=""), audience="https://x")
+    assert (list(without.volumes), list(without.containers[0].volume_mounts)) == ([], [])
 
 
 # Shares
@@ -136,6 +151,7 @@ def test_a_target_goes_through_a_pipelines_parameter() -> None:
         project="himari-tests",
         store="gs://himari-tests/store",
         service="himari",
+        api_keys_secret="himari-dev-api-keys",
         serving_service_account="himari-serving@himari-tests.iam.gserviceaccount.com",
         endpoints=Endpoints(run="http://127.0.0.1:8600"),
     )
@@ -144,6 +160,7 @@ def test_a_target_goes_through_a_pipelines_parameter() -> None:
     assert "\n" not in target.to_json()
     assert (target.min_instances, target.max_instances, target.endpoints.run) == (0, 10, "http://127.0.0.1:8600")
     assert not target.allow_unauthenticated
+    assert target.api_keys_secret == "himari-dev-api-keys"
     assert target.window_seconds == cloud.canary_window_seconds
     assert target.name == "projects/himari-tests/locations/us-central1/services/himari"
 

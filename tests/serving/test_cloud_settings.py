@@ -67,6 +67,7 @@ def test_every_default_of_the_file_is_the_programs(tmp_path):
         ({"experiment": "Has Spaces"}, "experiment is"),
         ({"service": "UPPER"}, "service is"),
         ({"service": None}, "service is None"),
+        ({"api_keys_secret": "projects/p/secrets/s"}, "api_keys_secret is 'projects/p/secrets/s'"),
         ({"pipeline_service_account": "someone@gmail.com"}, "pipeline_service_account is"),
         ({"images_file": ""}, "images_file is"),
         ({"canary_window_seconds": 0}, "canary_window_seconds is 0"),
