@@ -6,7 +6,6 @@ the name leads to loopback is arranged before the process's own code begins.
 
 from __future__ import annotations
 
-import datetime
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,11 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
+from tests.fakes.certificates import certificate_of
 from tests.fakes.gcs import FakeGcs
 from tests.fakes.metadata import Metadata
 
@@ -45,7 +40,7 @@ class Machine:
 def machine(folder: Path, *buckets: str) -> Iterator[Machine]:
     """Such a machine, whose certificate and settings lie in ``folder``, while the block runs."""
     certificate = folder / "both.pem"
-    certificate.write_bytes(_certificate())
+    certificate.write_bytes(certificate_of(_HOST))
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate)
     # Beside those that every machine trusts: reading them takes time and memory, too.
@@ -68,26 +63,3 @@ def machine(folder: Path, *buckets: str) -> Iterator[Machine]:
                 "STORAGE_EMULATOR_HOST": "",
             },
         )
-
-
-def _certificate() -> bytes:
-    """Key and self-signed certificate of the host, as one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _HOST)])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(_HOST)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    secret = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return secret + made.public_bytes(serialization.Encoding.PEM)
