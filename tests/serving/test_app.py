@@ -307,8 +307,8 @@ def test_every_valid_state_has_an_answer(client: Client, state: list[float]) -> 
 def test_it_answers_that_it_is_loading(policy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go = threading.Event()
 
-    def slow(uri: str) -> Policy:
-        assert go.wait(20)
+    def slow(uri: str, _read: object) -> Policy:
+        assert go.wait(120)
         return load_policy(Path(uri))
 
     monkeypatch.setattr("serving.service.load_folder", slow)
