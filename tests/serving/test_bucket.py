@@ -190,3 +190,15 @@ def test_a_slow_and_a_cut_body_keep_nobody_from_answering(cloud: Machine, tmp_pa
         assert set(answers) == {200}
         assert server.client.ask("GET", "/status").body["unreachable"] == 0
         assert server.end()[0] == 0
+
+
+def test_credentials_of_ones_own_are_left_to_googles_client(cloud: Machine, tmp_path: Path) -> None:
+    (tmp_path / "key.json").write_text("{}")  # none, so that its client asks nobody
+    told = following(cloud) | {"GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "key.json")}
+    with serving_process(**told) as server:
+        server.client.wait_for_health("unavailable", process=server.process)
+        wait_for(lambda: server.client.ask("GET", "/status").body["unreachable"] > 1)
+        _, output = server.end()
+    assert output.count(f"is read with Google's client and the credentials of {tmp_path / 'key.json'}") == 1
+    assert "cannot read gs://bucket/channels/production.json" in output
+    assert cloud.gcs.requests == cloud.metadata.given == []
