@@ -37,8 +37,11 @@ def _changed(**changes: object) -> bytes:
 
 GOOD = _http()
 _CLOSE, _RESET = "close", "reset"
-#: What is sent at once, and what follows: "", close, reset, or seconds between the single bytes of the rest.
-BEHAVIOURS: dict[str, tuple[bytes, str | float]] = {
+#: What follows one byte each 4 ms: a minute of it, but for the last bytes of a good answer, which take 80 ms.
+_HEAD_DRIP, _BODY_DRIP, _END_DRIP = b"HTTP/1.1 200 OK\r\nX: " + b"x" * 15_000, b" " * 15_000, GOOD[-20:]
+_DRIP_SECONDS = 0.004
+#: What is sent at once, and what follows: "", close, reset, or the bytes that drip.
+BEHAVIOURS: dict[str, tuple[bytes, str | bytes]] = {
     "healthy": (GOOD, ""),
     "chunked": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (
         len(json.dumps(ANSWER)), json.dumps(ANSWER).encode()), ""),
@@ -46,8 +49,9 @@ BEHAVIOURS: dict[str, tuple[bytes, str | float]] = {
     "closing": (GOOD.replace(b"\r\n", b"\r\nConnection: close\r\n", 1), _CLOSE),
     "leaving": (GOOD, _CLOSE),
     "silent": (b"", ""),
-    "drip_head": (b"", 0.004),
-    "drip_body": (GOOD[:-20], 0.004),
+    "drip_head": (b"", _HEAD_DRIP),
+    "drip_body": (_http(b"", length=15_001), _BODY_DRIP),
+    "drip_end": (GOOD[:-20], _END_DRIP),
     "stops": (GOOD[:-20], ""),
     "half": (GOOD[:-20], _CLOSE),
     "hangs_up": (b"", _CLOSE),
@@ -138,18 +142,18 @@ class _Connection(asyncio.Protocol):
                 self.transport.close()
             elif then == _RESET:
                 self.reset()
-            elif isinstance(then, float):
-                self.drip(GOOD[len(at_once) :], then)
+            elif isinstance(then, bytes):
+                self.drip(memoryview(then))
 
     def reset(self) -> None:
         sock = self.transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
-    def drip(self, rest: bytes, seconds: float) -> None:
+    def drip(self, rest: memoryview) -> None:
         if rest and not self.transport.is_closing():
             self.transport.write(rest[:1])
-            asyncio.get_running_loop().call_later(seconds, self.drip, rest[1:], seconds)
+            asyncio.get_running_loop().call_later(_DRIP_SECONDS, self.drip, rest[1:])
 
 
 async def _serve() -> None:

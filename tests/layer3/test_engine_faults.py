@@ -20,15 +20,11 @@ from tests.fakes.policies import small_policy
 from tests.fakes.policy_server import ANSWER, BEHAVIOURS, GONE, PolicyServer
 from tests.fakes.threads import at_once
 from tests.fakes.timing import noise
-from tests.layer3 import test_remote_faults
-from tests.layer3.test_remote_faults import REFUSED
+from tests.layer3.test_remote_faults import ANSWERED, HANGING, REFUSED
 from tests.live.desk import CALM, signal_of
 
 BUDGET_MS, SLACK_MS = 150.0, 10.0
 THREADS = 32
-#: One drip is through within this budget, after 80 ms.
-HANGING = tuple(how for how in test_remote_faults.HANGING if how != "drip_body")
-ANSWERED = (*test_remote_faults.ANSWERED, "drip_body")
 #: Opens never: the way of each behaviour is to be seen, not the breaker's.
 ALWAYS_ASK = {"failures": 10**9, "minimum_calls": 10**9, "window_calls": 10**9}
 
@@ -73,7 +69,7 @@ def test_10000_decisions_each_in_time_and_of_the_right_source(policy_folder: Pat
         # In time for what hangs is its budget. Whatever answers gets more, so that a busy machine turns none into
         # a timeout.
         engine_of(server, BUDGET_MS, ALWAYS_ASK, model_path=str(policy_folder)) as hasty,
-        engine_of(server, 5_000.0, ALWAYS_ASK) as patient,
+        engine_of(server, 60_000.0, ALWAYS_ASK) as patient,
         noise(BUDGET_MS / 1e3, THREADS) as late,
     ):
         for how in [*BEHAVIOURS, GONE, "healthy"]:
@@ -95,14 +91,13 @@ def test_10000_decisions_each_in_time_and_of_the_right_source(policy_folder: Pat
                 if source == FALLBACK_KELLY:
                     assert decision.multiplier == 1.0
     assert total >= 10_000
-    # No tail is asked for: a machine that stands still for a moment makes every decision of that moment late, and
-    # what most took tells the same. `python -m bench.engine` prints the tail.
+    # No tail is asked for: a machine that stands still for a moment makes every decision of that moment late, an
+    # eighth of a behaviour's. `python -m bench.engine` prints the tail. Whatever answers has no deadline here.
     slack = SLACK_MS + 1e3 * float(np.quantile(late, 0.9))
-    for how, milliseconds in took.items():
-        # Whatever answers has no deadline here: half of it is in time on a machine that others keep busy.
-        assert np.quantile(milliseconds, 0.9 if how in HANGING else 0.5) <= BUDGET_MS + slack, how
-        if how in HANGING:
-            assert min(milliseconds) >= BUDGET_MS
+    for how in HANGING:
+        assert np.median(took[how]) <= BUDGET_MS + slack, how
+        assert np.quantile(took[how], 0.9) <= BUDGET_MS + SLACK_MS + 1e3 * max(late), how
+        assert min(took[how]) >= BUDGET_MS
 
 
 class Seconds:
@@ -121,7 +116,7 @@ def test_1000_decisions_under_a_breaker_go_the_way_of_its_model(seed: int) -> No
     model = BreakerModel(config)
     heard: list[tuple[str, str]] = []
     ways = [how for how in (*BEHAVIOURS, GONE) if how not in HANGING]
-    with PolicyServer() as server, engine_of(server, 5_000.0, {"jitter": 0.0}, timer=timer) as engine:
+    with PolicyServer() as server, engine_of(server, 60_000.0, {"jitter": 0.0}, timer=timer) as engine:
         breaker = engine.breaker
         assert breaker is not None
         breaker.listeners.append(lambda old, new, _: heard.append((old, new)))

@@ -75,7 +75,7 @@ def test_asks_and_answers_as_the_api_says() -> None:
         answer(json.dumps(GOOD).encode(), headers={contract.HEADER: contract.VERSION})(handler, request)
 
     with serving(reply) as url:
-        assert fetch_multiplier(url + "/", STATE, timeout_s=5) == RemoteAnswer(1.25, 0.6, "20250101-abc")
+        assert fetch_multiplier(url + "/", STATE, timeout_s=60) == RemoteAnswer(1.25, 0.6, "20250101-abc")
     assert (seen["path"], seen["body"]) == ("/predict", {"state": STATE.tolist()})
     assert seen["headers"][contract.HEADER] == contract.VERSION
     assert seen["headers"]["Content-Type"] == "application/json"
@@ -86,7 +86,7 @@ def test_another_contract_is_refused_with_both_names() -> None:
         serving(answer(json.dumps(GOOD).encode(), headers={contract.HEADER: "old/0"})) as url,
         pytest.raises(ContractError, match=r"'old/0'.*'himari-state-16/1'"),
     ):
-        fetch_multiplier(url, STATE, timeout_s=5)
+        fetch_multiplier(url, STATE, timeout_s=60)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_another_contract_is_refused_with_both_names() -> None:
 )
 def test_an_answer_that_breaks_the_api_is_refused(change: dict[str, Any], says: str) -> None:
     with serving(answer(json.dumps(GOOD | change).encode())) as url, pytest.raises(SourceError, match=says):
-        fetch_multiplier(url, STATE, timeout_s=5)
+        fetch_multiplier(url, STATE, timeout_s=60)
 
 
 @pytest.mark.parametrize(
@@ -123,15 +123,15 @@ def test_an_answer_that_breaks_the_api_is_refused(change: dict[str, Any], says: 
 )
 def test_statuses_and_bodies(body: bytes, status: int, says: str) -> None:
     with serving(answer(body, status)) as url, pytest.raises(SourceError, match=says):
-        fetch_multiplier(url, STATE, timeout_s=5)
+        fetch_multiplier(url, STATE, timeout_s=60)
 
 
-def timed_out(url: str, timeout_s: float) -> float:
+def timed_out(url: str, timeout_s: float, below: float) -> bool:
     def call() -> None:
         with pytest.raises(SourceError, match=f"did not answer in full within {timeout_s * 1000:.0f} ms"):
             fetch_multiplier(url, STATE, timeout_s=timeout_s)
 
-    return quickest(call)
+    return quickest(call, below) < below
 
 
 def test_a_dripping_server_cannot_stretch_the_deadline() -> None:
@@ -146,7 +146,7 @@ def test_a_dripping_server_cannot_stretch_the_deadline() -> None:
 
     with serving(drip) as url:
         try:
-            assert timed_out(url, 0.15) < 0.4
+            assert timed_out(url, 0.15, below=0.4)
         finally:
             stop.set()
 
@@ -161,18 +161,18 @@ def test_dripping_headers_and_a_silent_server_neither() -> None:
 
     with serving(drip) as url:
         try:
-            assert timed_out(url, 0.1) < 0.35
+            assert timed_out(url, 0.1, below=0.35)
         finally:
             stop.set()
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        assert timed_out(f"http://127.0.0.1:{silent.getsockname()[1]}", 0.1) < 0.35
+        assert timed_out(f"http://127.0.0.1:{silent.getsockname()[1]}", 0.1, below=0.35)
 
 
 def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with pytest.raises(SourceError, match="Connection refused"):
-        fetch_multiplier(f"http://127.0.0.1:{port}", STATE, timeout_s=2)
+        fetch_multiplier(f"http://127.0.0.1:{port}", STATE, timeout_s=60)
 
 
 def test_a_server_that_hangs_up() -> None:
@@ -180,7 +180,7 @@ def test_a_server_that_hangs_up() -> None:
         handler.connection.shutdown(socket.SHUT_RDWR)
 
     with serving(hang_up) as url, pytest.raises(SourceError, match="did not answer"):
-        fetch_multiplier(url, STATE, timeout_s=2)
+        fetch_multiplier(url, STATE, timeout_s=60)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def asked() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 @pytest.mark.parametrize("ending", ["", "/", "/predict", "/predict/"])
 def test_an_endpoint_may_end_in_predict_and_a_path_is_kept(ending: str) -> None:
-    with asked() as (url, requests), PolicyClient(f"{url}/v1{ending}", timeout_s=5) as client:
+    with asked() as (url, requests), PolicyClient(f"{url}/v1{ending}", timeout_s=60) as client:
         client.ask(STATE)
     assert requests[0]["path"] == "/v1/predict"
 
@@ -247,7 +247,7 @@ def test_one_connection_serves_many_calls_of_threads_and_loops() -> None:
         for _ in range(5):
             await client.aask(STATE)
 
-    with asked() as (url, requests), PolicyClient(url, timeout_s=5) as client:
+    with asked() as (url, requests), PolicyClient(url, timeout_s=60) as client:
         for _ in range(5):
             client.ask(STATE)
         asyncio.run(some(client))
@@ -258,7 +258,7 @@ def test_one_connection_serves_many_calls_of_threads_and_loops() -> None:
 
 
 def test_request_ids_are_the_callers_or_random() -> None:
-    with asked() as (url, requests), PolicyClient(url, timeout_s=5) as client:
+    with asked() as (url, requests), PolicyClient(url, timeout_s=60) as client:
         client.ask(STATE, "decision-7")
         client.ask(STATE)
         client.ask(STATE)
@@ -274,7 +274,7 @@ def test_an_answer_to_another_request_is_refused_and_no_connection_trusted_any_m
         requests.append(request)
         answer(json.dumps(GOOD).encode(), headers={"X-Request-Id": "a"})(handler, request)
 
-    with serving(reply) as url, PolicyClient(url, timeout_s=5) as client:
+    with serving(reply) as url, PolicyClient(url, timeout_s=60) as client:
         client.ask(STATE, "a")
         with pytest.raises(SourceError, match="answered request 'a', asked was 'b'"):
             client.ask(STATE, "b")
@@ -286,32 +286,33 @@ def test_64_tasks_at_once_on_one_loop() -> None:
     async def together(client: PolicyClient) -> list[RemoteAnswer]:
         return await asyncio.gather(*(client.aask(STATE) for _ in range(64)))
 
-    with PolicyServer() as server, PolicyClient(server.url, timeout_s=5) as client:
+    with PolicyServer() as server, PolicyClient(server.url, timeout_s=60) as client:
         for _ in range(3):
             assert len(set(asyncio.run(together(client)))) == 1
         server.behave("silent")
-        quick = PolicyClient(server.url, timeout_s=0.1)
-        start = time.monotonic()
-        with quick, pytest.raises(SourceError, match="within 100 ms"):
-            asyncio.run(together(quick))
-        # One after another they would take 6.4 s.
-        assert time.monotonic() - start < 3.0
+        with PolicyClient(server.url, timeout_s=0.1) as hasty:
+
+            def call() -> None:
+                with pytest.raises(SourceError, match="within 100 ms"):
+                    asyncio.run(together(hasty))
+
+            # One after another they would take 6.4 s.
+            assert quickest(call, 3.0) < 3.0
 
 
 def test_a_loop_is_not_held_up_by_a_call() -> None:
-    async def ticks(client: PolicyClient) -> int:
+    async def ticks(client: PolicyClient) -> None:
         task = asyncio.create_task(client.aask(STATE))
-        count = 0
-        while not task.done():
+        for _ in range(20):
             await asyncio.sleep(0.005)
-            count += 1
-        with pytest.raises(SourceError):
-            task.result()
-        return count
+            assert not task.done()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
-    with PolicyServer() as server, PolicyClient(server.url, timeout_s=0.2) as client:
+    with PolicyServer() as server, PolicyClient(server.url, timeout_s=60) as client:
         server.behave("silent")
-        assert asyncio.run(ticks(client)) > 10
+        asyncio.run(ticks(client))
 
 
 def test_a_cancelled_call_hands_the_probe_back_and_leaves_no_connection() -> None:
@@ -326,7 +327,7 @@ def test_a_cancelled_call_hands_the_probe_back_and_leaves_no_connection() -> Non
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    with PolicyServer() as server, PolicyClient(server.url, timeout_s=2, breaker=breaker) as client:
+    with PolicyServer() as server, PolicyClient(server.url, timeout_s=60, breaker=breaker) as client:
         server.behave("error_500")
         with pytest.raises(SourceError):
             client.ask(STATE)
@@ -342,7 +343,7 @@ def test_a_cancelled_call_hands_the_probe_back_and_leaves_no_connection() -> Non
 
 def test_an_open_breaker_says_so_at_once_and_nothing_is_sent() -> None:
     breaker = CircuitBreaker(BreakerConfig(), clock=lambda: 0.0)
-    with serving(answer(b"oops", 500)) as url, PolicyClient(url, timeout_s=5, breaker=breaker) as client:
+    with serving(answer(b"oops", 500)) as url, PolicyClient(url, timeout_s=60, breaker=breaker) as client:
         for _ in range(5):
             with pytest.raises(SourceError, match="HTTP 500"):
                 client.ask(STATE)
@@ -367,7 +368,7 @@ def test_of_64_callers_at_the_half_open_moment_one_reaches_the_server() -> None:
         with pytest.raises(SourceError):
             client.ask(STATE)
 
-    with serving(reply) as url, PolicyClient(url, timeout_s=5, breaker=breaker) as client:
+    with serving(reply) as url, PolicyClient(url, timeout_s=60, breaker=breaker) as client:
         for round_ in range(5):
             if round_ == 0:
                 with pytest.raises(SourceError, match="HTTP 500"):
@@ -380,7 +381,7 @@ def test_of_64_callers_at_the_half_open_moment_one_reaches_the_server() -> None:
 
 def test_a_refused_request_is_the_callers_and_says_nothing_about_the_server() -> None:
     breaker = CircuitBreaker(BreakerConfig(), clock=lambda: 0.0)
-    with serving(answer(b"state[3] is 7", 422)) as url, PolicyClient(url, timeout_s=5, breaker=breaker) as client:
+    with serving(answer(b"state[3] is 7", 422)) as url, PolicyClient(url, timeout_s=60, breaker=breaker) as client:
         for _ in range(20):
             with pytest.raises(RefusedError, match=r"HTTP 422: state\[3\] is 7"):
                 client.ask(STATE)
@@ -398,7 +399,7 @@ def test_bad_arguments_tell_the_breaker_nothing() -> None:
 
 def test_a_closed_client_answers_nobody() -> None:
     with asked() as (url, _):
-        client = PolicyClient(url, timeout_s=5)
+        client = PolicyClient(url, timeout_s=60)
         client.ask(STATE)
         client.close()
         assert not client._pool._idle
@@ -416,6 +417,7 @@ OUTCOMES: dict[str, tuple[type[HimariError] | None, str]] = {
     "silent": (SourceError, "did not answer in full within"),
     "drip_head": (SourceError, "did not answer in full within"),
     "drip_body": (SourceError, "did not answer in full within"),
+    "drip_end": (None, ""),
     "stops": (SourceError, "did not answer in full within"),
     "half": (SourceError, "ended before the 100 bytes"),
     "hangs_up": (SourceError, "closed without an answer"),
@@ -455,8 +457,7 @@ def misbehaving() -> Iterator[PolicyServer]:
 def test_each_behaviour_is_told_as_what_it_is(misbehaving: PolicyServer, how: str) -> None:
     kind, says = OUTCOMES[how]
     breaker = CircuitBreaker(BreakerConfig(), clock=lambda: 0.0)
-    # The drips take 90 ms or longer; what answers at all does so at once.
-    with PolicyClient(misbehaving.url, timeout_s=0.05 if "did not answer" in says else 5, breaker=breaker) as client:
+    with PolicyClient(misbehaving.url, timeout_s=0.05 if "did not answer" in says else 60, breaker=breaker) as client:
         misbehaving.behave(how)
         for ask in (client.ask, lambda state: asyncio.run(client.aask(state))):
             for _ in range(2):
