@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from layer3.agent.policy import Policy, stack
 from layer3.agent.population import Settings, train
 from layer3.agent.ppo import PPOConfig
 
-__all__ = ["learn", "on_gpu", "walk_forward"]
+__all__ = ["learn", "on_gpu", "settings_at_once", "walk_forward"]
 
 
 def _answer(tensors: Mapping[str, ArrayLike]) -> Act:
@@ -42,6 +43,20 @@ def walk_forward(folds: int, seeds: int, steps: int) -> Run:
     length = len(TRAINED_ON) // 4
     firsts = [(len(TRAINED_ON) - length) * fold // max(folds - 1, 1) for fold in range(folds)]
     return learn("planted", steps, range(seeds), [range(first, first + length) for first in firsts])
+
+
+def settings_at_once(settings: int, seeds: int, steps: int) -> tuple[float, float]:
+    """Seconds of a search over ``settings`` learning rates: all in one call, and one after another."""
+    bars, config = market("planted").bars, PPOConfig(steps=steps)
+    tried = [Settings(replace(config, learning_rate=1e-3 * (k + 1)), ENVIRONMENT) for k in range(settings)]
+    first = Settings(replace(config, steps=config.samples), ENVIRONMENT)
+    train(bars, seeds=[0], folds=[TRAINED_ON], settings=[first])
+    started = time.perf_counter()
+    train(bars, seeds=range(seeds), folds=[TRAINED_ON], settings=tried)
+    between = time.perf_counter()
+    for one in tried:
+        train(bars, seeds=range(seeds), folds=[TRAINED_ON], settings=[one])
+    return between - started, time.perf_counter() - between
 
 
 def on_gpu(policies: int, steps: int) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ class Plan:
     walk: tuple[int, int, int]
     curve_steps: tuple[int, ...]
     curve_policies: tuple[int, ...]
+    settings: tuple[int, int, int]
     gpu_policies: tuple[int, ...] = (1, 16, 128)
 
 
@@ -35,6 +36,7 @@ FULL = Plan(
     walk=(18, 5, 250_000),
     curve_steps=tuple(2_048 * updates for updates in (49, 122, 244, 488)),
     curve_policies=(1, 2, 4, 8, 16, 32),
+    settings=(8, 2, 49 * 2_048),
 )
 QUICK = Plan(
     repeats=1,
@@ -47,5 +49,6 @@ QUICK = Plan(
     walk=(2, 2, 2_048),
     curve_steps=(2_048, 4_096),
     curve_policies=(1, 2),
+    settings=(2, 2, 2_048),
     gpu_policies=(1,),
 )

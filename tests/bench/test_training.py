@@ -67,6 +67,11 @@ def test_rates_are_measured_for_both_libraries():
     assert min(measured.values()) > 0.0
 
 
+def test_settings_are_timed_in_one_call_and_one_after_another():
+    together, apart = ours.settings_at_once(2, 1, 2_048)
+    assert min(together, apart) > 0.0
+
+
 @pytest.mark.usefixtures("own_threads")
 @pytest.mark.parametrize(
     ("trainer", "arguments", "steps"),
