@@ -202,3 +202,13 @@ def test_credentials_of_ones_own_are_left_to_googles_client(cloud: Machine, tmp_
     assert output.count(f"is read with Google's client and the credentials of {tmp_path / 'key.json'}") == 1
     assert "cannot read gs://bucket/channels/production.json" in output
     assert cloud.gcs.requests == cloud.metadata.given == []
+
+
+def test_whoever_only_says_to_be_google_gets_no_token(cloud: Machine, tmp_path: Path) -> None:
+    (tmp_path / "nobody.pem").touch()
+    told = following(cloud) | {"SSL_CERT_FILE": str(tmp_path / "nobody.pem")}
+    with serving_process(**told) as server:
+        server.client.wait_for_health("unavailable", process=server.process)
+        _, output = server.end()
+    assert "CERTIFICATE_VERIFY_FAILED" in output
+    assert cloud.gcs.requests == []
