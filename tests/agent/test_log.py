@@ -120,5 +120,5 @@ def test_on_a_terminal_there_is_a_bar_with_speed_and_time_left():
     assert process.returncode == 0
     text = b"".join(pieces).decode()
     assert text.count("Episode ") == 10
-    assert re.search(r"training: +\d+%\|.*\[00:0\d<00:0\d, +[\d.]+k steps/s\]", text)
+    assert re.search(r"training: +\d+%\|.*\[\d\d:\d\d<\d\d:\d\d, +[\d.]+k steps/s\]", text)
     assert "\r" in text
