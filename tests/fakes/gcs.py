@@ -199,6 +199,19 @@ class FakeGcs:
         return 200, {}, body
 
 
+def answering(status: int, body: bytes, **headers: str) -> Callable[[BaseHTTPRequestHandler], None]:
+    """An answer for :attr:`FakeGcs.instead`; underscores in the names of ``headers`` stand for dashes."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return answer
+
+
 class _Handler(BaseHTTPRequestHandler):
     gcs: FakeGcs
 
