@@ -19,6 +19,11 @@ settings.load_profile("ci" if os.environ.get("CI") else "here")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# What a terminal is said to be like here changes what the commands print.
+for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
+    os.environ.pop(name, None)
+
+
 class LeavesThisMachineError(AssertionError):
     """A test tried to reach something that is not on the loopback interface."""
 
