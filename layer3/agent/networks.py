@@ -8,6 +8,7 @@ half a megabyte and the passes over memory that come with it, which cost as much
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -53,31 +54,41 @@ class Network:
     """Forward and backward passes for up to ``policies`` networks on up to ``rows`` inputs each.
 
     It owns the buffers and no weights. :meth:`backward` belongs to the last :meth:`forward`, whose
-    inputs must still be there.
+    inputs and weights must still be there.
     """
 
     def __init__(self, policies: int, rows: int, hidden: int, outputs: int, device: torch.device) -> None:
         self._hidden, self._outputs = hidden, outputs
         self._buffers = [torch.empty(policies * rows * hidden, device=device) for _ in range(4)]
-
-    def _views(self, x: Tensor) -> list[Tensor]:
-        count, shape = x.shape[0] * x.shape[1] * self._hidden, (x.shape[0], x.shape[1], self._hidden)
-        return [buffer[:count].view(shape) for buffer in self._buffers]
+        # Making views takes as long as a small product: those of the last call are kept.
+        self._inputs: tuple[int, ...] = ()
+        self._activations: list[Tensor] = []
+        self._weights, self._layers = torch.empty(0), list[Tensor]()
+        self._slopes, self._gradient = torch.empty(0), list[Tensor]()
 
     def forward(self, flat: Tensor, x: Tensor) -> Tensor:
         """Outputs (C, B, out) for inputs ``x`` (C, B, 16) and weights ``flat`` (C, N)."""
-        w1, b1, w2, b2, w3, b3 = weights_of(flat, self._hidden, self._outputs)
-        h1, h2, _, _ = self._views(x)
+        if flat is not self._weights:
+            w1, b1, w2, b2, w3, b3 = weights_of(flat, self._hidden, self._outputs)
+            self._weights, self._layers = flat, [w1.mT, b1, w2.mT, b2, w3.mT, b3, w2, w3]
+        if x.shape[:2] != self._inputs:
+            self._inputs = x.shape[:2]
+            shape = (*self._inputs, self._hidden)
+            self._activations = [buffer[: math.prod(shape)].view(shape) for buffer in self._buffers]
+        w1, b1, w2, b2, w3, b3, _, _ = self._layers
+        h1, h2, _, _ = self._activations
         # tanh(z) = 2 sigmoid(2 z) - 1, several times as fast on a CPU; the product doubles z on its way.
-        torch.baddbmm(b1, x, w1.mT, alpha=2.0, beta=2.0, out=h1).sigmoid_().mul_(2.0).sub_(1.0)
-        torch.baddbmm(b2, h1, w2.mT, alpha=2.0, beta=2.0, out=h2).sigmoid_().mul_(2.0).sub_(1.0)
-        return torch.baddbmm(b3, h2, w3.mT)
+        torch.baddbmm(b1, x, w1, alpha=2.0, beta=2.0, out=h1).sigmoid_().mul_(2.0).sub_(1.0)
+        torch.baddbmm(b2, h1, w2, alpha=2.0, beta=2.0, out=h2).sigmoid_().mul_(2.0).sub_(1.0)
+        return torch.baddbmm(b3, h2, w3)
 
-    def backward(self, flat: Tensor, x: Tensor, slope: Tensor, gradient: Tensor) -> None:
+    def backward(self, x: Tensor, slope: Tensor, gradient: Tensor) -> None:
         """Write the loss's slope by the weights into ``gradient`` (C, N); ``slope`` (C, B, out) is by the outputs."""
-        _, _, w2, _, w3, _ = weights_of(flat, self._hidden, self._outputs)
-        g1, c1, g2, c2, g3, c3 = weights_of(gradient, self._hidden, self._outputs)
-        h1, h2, d1, d2 = self._views(x)
+        if gradient is not self._slopes:
+            self._slopes, self._gradient = gradient, weights_of(gradient, self._hidden, self._outputs)
+        w2, w3 = self._layers[-2:]
+        g1, c1, g2, c2, g3, c3 = self._gradient
+        h1, h2, d1, d2 = self._activations
         torch.bmm(slope.mT, h2, out=g3)
         torch.sum(slope, 1, keepdim=True, out=c3)
         torch.bmm(slope, w3, out=d2)

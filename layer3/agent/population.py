@@ -31,7 +31,7 @@ from layer3.agent.crew import Crew
 from layer3.agent.environment import EnvironmentConfig
 from layer3.agent.networks import single_threaded, weights_of, weights_size
 from layer3.agent.ppo import PPOConfig, Progress
-from layer3.agent.share import FIGURES, Share, Walk, assign, blank_board
+from layer3.agent.share import FIGURES, Share, Walk, assign, blank_board, walked
 from layer3.agent.team import EXPLORATION, Fold, Member
 from layer3.errors import ConfigurationError, NothingToLearnError, TrainingError
 
@@ -39,7 +39,7 @@ __all__ = ["Report", "Settings", "Trained", "memory_needed", "train"]
 
 States = NDArray[np.float32]
 
-#: Policies that one worker walks, or improves, together: enough to share the calls' cost, few enough for the cache.
+#: Policies that one worker improves together: enough to share the calls' cost, few enough for the cache.
 _CHUNK: Final = 4
 _YEAR_SECONDS: Final = 365 * 86_400
 _FIGURES: Final = tuple(entry.name for entry in fields(Progress))
@@ -92,14 +92,14 @@ def memory_needed(
     samples = config.samples * (number * (contract.STATE_DIM + 6) + long * (3 + 2 * config.epochs))
     walking = config.environments * (4 * number * config.hidden + 60 * long)
     own = weights * 4 * number + samples + walking + config.updates * len(_FIGURES) * long
-    # Each piece may hold the end of one environment's policies and the beginning of another's.
-    teams = -(-policies // size) + markets - 1
+    # Each worker may hold the end of one environment's policies and the beginning of another's.
+    teams = min(workers, -(-policies // size)) + markets - 1
     market = bars * (number * contract.STATE_DIM + 5 * long)
     # Each worker's activations, what passes through while it works, and the exploration before it.
     working = chunk * config.batch * number * (8 * config.hidden + 6 * contract.STATE_DIM)
-    exploring = chunk * EXPLORATION * config.environments * 3 * long
+    exploring = policies * EXPLORATION * config.environments * 3 * long
     # What the allocator keeps between.
-    return int(1.25 * (policies * own + teams * market + workers * (working + exploring)))
+    return int(1.25 * (policies * own + teams * market + exploring + workers * working))
 
 
 def train(
@@ -208,9 +208,9 @@ class _Population:
         self._board = blank_board(members, device)
         size = _CHUNK if device.type == "cpu" else count
         chunks = [slice(first, min(first + size, count)) for first in range(0, count, size)]
-        walks = self._resume(chunks)
-        self._seconds = float(self._curves[self.update - 1, 0, _FIGURES.index("seconds")]) if self.update else 0.0
         halves = assign(chunks, workers)
+        walks = self._resume([walked(own) for own in halves])
+        self._seconds = float(self._curves[self.update - 1, 0, _FIGURES.index("seconds")]) if self.update else 0.0
         self._crew = Crew(
             len(halves),
             lambda worker: Share(bars, members, self._board, halves[worker], walks),
@@ -283,8 +283,8 @@ class _Population:
         generators = [state for _, states in ordered for state in states]
         self._saved.write(arrays | {"curves": self._curves[: self.update]}, generators)
 
-    def _resume(self, chunks: Sequence[slice]) -> dict[int, Walk]:
-        """Take up what was saved, if anything was; where each chunk's windows and random streams were then."""
+    def _resume(self, teams: Sequence[slice]) -> dict[int, Walk]:
+        """Take up what was saved, if anything was; where each team's windows and random streams were then."""
         found = self._saved.read() if self._saved else None
         if found is None:
             return {}
@@ -296,11 +296,12 @@ class _Population:
         n = self._config.environments
         walk = {name[5:]: array for name, array in arrays.items() if name.startswith("walk.")}
         return {
-            chunk.start: (
-                {name: array[..., chunk.start * n : chunk.stop * n] for name, array in walk.items()},
-                generators[chunk],
+            team.start: (
+                {name: array[..., team.start * n : team.stop * n] for name, array in walk.items()},
+                generators[team],
             )
-            for chunk in chunks
+            for team in teams
+            if team.stop > team.start
         }
 
     def results(self) -> list[Trained]:

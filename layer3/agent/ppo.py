@@ -1,7 +1,7 @@
 """Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347) for one number in [0, 2].
 
-Read it top to bottom: configuration, what is told after an update, the action's distribution,
-advantages, and the two halves of an update. Everything has a leading axis of C policies that learn
+Read it top to bottom: configuration, what is told after an update, advantages, and the two halves of
+an update; the action's distribution is :mod:`layer3.agent.distribution`. Everything has a leading axis of C policies that learn
 side by side and never touch each other (:mod:`layer3.agent.population` holds the loop); what they may
 differ in is in :class:`Columns`.
 
@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from layer3.agent.distribution import bounded_log_sd, entropy, entropy_slopes
 from layer3.agent.networks import Adam, Network
 from layer3.agent.policy import LOG_SD_HIGH, LOG_SD_LOW
 from layer3.errors import ConfigurationError
@@ -33,11 +33,9 @@ __all__ = [
     "Progress",
     "actor_slope",
     "advantages_of",
-    "entropy",
     "generalised_advantages",
     "improve_actor",
     "improve_critic",
-    "log_density",
     "values_of",
 ]
 
@@ -215,6 +213,11 @@ class Experience:
     truncated: Tensor
     final_states: Tensor
 
+    def part(self, policies: slice) -> Experience:
+        """Some of the policies' own."""
+        whole = {name: getattr(self, name) for name in self.__slots__}
+        return Experience(**{name: one if name == "truncated" else one[policies] for name, one in whole.items()})
+
 
 @dataclass(frozen=True, slots=True)
 class ActorFigures:
@@ -226,43 +229,9 @@ class ActorFigures:
     entropy: Tensor
 
 
-def log_density(action: Tensor, mean: Tensor, log_sd: Tensor) -> Tensor:
-    """Log-density of u under Normal(m, s), less the constant -log(2 pi) / 2."""
-    return -0.5 * ((action - mean) * torch.exp(-log_sd)).square_() - log_sd
-
-
-def bounded_log_sd(raw: Tensor) -> Tensor:
-    """The network's second number as a log standard deviation."""
-    return raw.clamp(LOG_SD_LOW, LOG_SD_HIGH)
-
-
-_NODES: Final = np.polynomial.hermite_e.hermegauss(16)
 #: Products of fewer rows are summed in another order for one policy than for several, and a policy would not be
 #: the one that is trained alone.
 _FEWEST_ROWS: Final = 64
-
-
-def _quadrature(like: Tensor) -> tuple[Tensor, Tensor]:
-    nodes, weights = (torch.as_tensor(part, dtype=like.dtype, device=like.device) for part in _NODES)
-    return nodes, weights / math.sqrt(2.0 * math.pi)
-
-
-def entropy(mean: Tensor, log_sd: Tensor) -> Tensor:
-    """Differential entropy of ``2 sigmoid(u)`` on [0, 2], in nats.
-
-    ``H(u) + E log |d action / d u|``, the expectation by Gauss-Hermite quadrature with 16 nodes.
-    """
-    nodes, weights = _quadrature(mean)
-    u = mean.unsqueeze(-1) + torch.exp(log_sd).unsqueeze(-1) * nodes
-    stretch = torch.nn.functional.logsigmoid(u) + torch.nn.functional.logsigmoid(-u)
-    return log_sd + 0.5 * math.log(2.0 * math.pi * math.e) + math.log(2.0) + stretch @ weights
-
-
-def _entropy_slopes(mean: Tensor, log_sd: Tensor) -> tuple[Tensor, Tensor]:
-    nodes, weights = _quadrature(mean)
-    sd = torch.exp(log_sd).unsqueeze(-1)
-    tilt = torch.sigmoid(mean.unsqueeze(-1) + sd * nodes).mul_(-2.0).add_(1.0)
-    return tilt @ weights, 1.0 + (tilt * sd) @ (weights * nodes)
 
 
 def generalised_advantages(
@@ -323,25 +292,24 @@ def actor_slope(
     The loss is ``-mean min(r A, clip(r, 1 - c, 1 + c) A) - entropy weight * mean entropy`` with
     r the ratio of densities to when the ``actions`` (C, B) were drawn.
     """
-    mean, raw = outputs[..., 0], outputs[..., 1]
+    mean, raw = outputs.unbind(-1)
     log_sd = bounded_log_sd(raw)
-    inverse = torch.exp(-log_sd)
-    z = (actions - mean) * inverse
-    log_ratio = z.square().mul_(-0.5).sub_(log_sd).sub_(old)
+    sd = log_sd.exp()
+    inverse = sd.reciprocal()
+    z = (actions - mean).mul_(inverse)
+    square = z.square()
+    log_ratio = torch.add(log_sd, square, alpha=0.5).add_(old).neg_()
     ratio = log_ratio.exp()
-    within = torch.where(advantages > 0.0, ratio < columns.highest, ratio > columns.lowest)
-    # Not a product with `within`: beyond the clip a ratio may have overflowed.
-    by_density = torch.where(within, ratio * advantages, 0.0)
-    by_mean, by_log_sd = _entropy_slopes(mean, log_sd)
-    slope = torch.empty_like(outputs)
-    torch.addcmul(by_density * z * inverse, by_mean, columns.entropy, out=slope[..., 0])
-    torch.addcmul(by_density * (z.square() - 1.0), by_log_sd, columns.entropy, out=slope[..., 1])
+    beyond = ratio - ratio.clamp(columns.lowest, columns.highest)
+    # Not a product with what is within: beyond the clip a ratio may have overflowed.
+    by_density = torch.where(beyond * advantages <= 0.0, ratio * advantages, 0.0)
+    slope = entropy_slopes(mean, sd).mul_(columns.entropy.unsqueeze(-1))
+    slope[..., 0].addcmul_(by_density, z.mul_(inverse))
+    slope[..., 1].addcmul_(by_density, square.sub_(1.0))
     slope.mul_(-1.0 / outputs.shape[1])
     # Beyond its bounds a log standard deviation may come back, but go no further: with no slope at all it would stay.
-    outward = ((raw > LOG_SD_HIGH) & (slope[..., 1] < 0.0)) | ((raw < LOG_SD_LOW) & (slope[..., 1] > 0.0))
-    slope[..., 1].masked_fill_(outward, 0.0)
-    clipped = ((ratio - 1.0).abs() > columns.clip).float().mean(1)
-    return slope, (ratio - 1.0 - log_ratio).mean(1), clipped
+    slope[..., 1].masked_fill_((raw - log_sd).mul_(slope[..., 1]) < 0.0, 0.0)
+    return slope, (ratio - 1.0).sub_(log_ratio).mean(1), (beyond != 0.0).float().mean(1)
 
 
 def improve_actor(
@@ -349,28 +317,29 @@ def improve_actor(
 ) -> ActorFigures:
     """The actor's half of an update, in gradient steps of ``batch`` samples: ``order`` (C, epochs, T n) says which
     sample comes when."""
-    states, actions, old = seen.states.flatten(1, 2), seen.actions.flatten(1), seen.log_density.flatten(1)
+    size = len(advantages)
+    states = seen.states.flatten(0, 2)
+    numbers = torch.stack((seen.actions.flatten(), seen.log_density.flatten(), advantages.flatten()))
     alive = torch.ones_like(advantages[:, :1])
-    sums = torch.zeros(3, len(states), device=states.device)
+    sums = torch.zeros(3, size, device=states.device)
     count = torch.zeros_like(alive[:, 0])
-    outputs = states.new_zeros(len(states), 1, 2)
-    for epoch in order.unbind(1):
-        kl = torch.zeros_like(count)
-        batches = epoch.split(batch, dim=1)
-        for rows in batches:
-            x = _pick(states, rows)
+    outputs = states.new_zeros(size, 1, 2)
+    for epoch in _places(order).unbind(1):
+        figures = []
+        for part in epoch.split(batch, dim=1):
+            rows = part.flatten()
+            x = states.index_select(0, rows).view(size, -1, states.shape[1])
             outputs = network.forward(adam.weights, x)
-            slope, batch_kl, clipped = actor_slope(
-                outputs, actions.gather(1, rows), old.gather(1, rows), advantages.gather(1, rows), columns
-            )
-            network.backward(adam.weights, x, slope, adam.gradient)
+            actions, old, gains = numbers.index_select(1, rows).view(3, size, -1).unbind()
+            slope, kl, clipped = actor_slope(outputs, actions, old, gains, columns)
+            network.backward(x, slope, adam.gradient)
             norm = adam.step(columns.rate, columns.max_gradient, alive)
-            kl += batch_kl
-            now = alive[:, 0]
-            sums += torch.stack((batch_kl, clipped, norm[:, 0])) * now
-            count += now
+            figures.append(torch.stack((kl, clipped, norm[:, 0])))
+        told, now = torch.stack(figures), alive[:, 0]
+        sums += told.sum(0) * now
+        count += len(figures) * now
         # A policy that has moved far enough stands still; the others go on.
-        alive = alive * (kl.unsqueeze(1) / len(batches) <= columns.target_kl).float()
+        alive = alive * (told[:, 0].mean(0).unsqueeze(1) <= columns.target_kl).float()
     mean, log_sd = outputs[..., 0], bounded_log_sd(outputs[..., 1])
     kl_mean, clip_mean, gradient_mean = sums / count
     return ActorFigures(kl_mean, clip_mean, gradient_mean, entropy(mean, log_sd).mean(1))
@@ -380,19 +349,19 @@ def improve_critic(
     network: Network, adam: Adam, seen: Experience, goals: Tensor, order: Tensor, columns: Columns, batch: int
 ) -> None:
     """The critic's half of an update: least squares on ``goals`` (C, T n), by the same ``order``."""
-    states = seen.states.flatten(1, 2)
+    size, states, wanted = len(goals), seen.states.flatten(0, 2), goals.flatten()
     alive = torch.ones_like(goals[:, :1])
     slopes = [(2.0 * columns.value / rows.shape[1]).to(goals) for rows in order[:, 0].split(batch, dim=1)]
-    for epoch in order.unbind(1):
-        for rows, slope in zip(epoch.split(batch, dim=1), slopes, strict=True):
-            x = _pick(states, rows)
-            error = network.forward(adam.weights, x)[..., 0] - goals.gather(1, rows)
-            network.backward(adam.weights, x, (error * slope).unsqueeze(-1), adam.gradient)
+    for epoch in _places(order).unbind(1):
+        for part, slope in zip(epoch.split(batch, dim=1), slopes, strict=True):
+            rows = part.flatten()
+            x = states.index_select(0, rows).view(size, -1, states.shape[1])
+            error = network.forward(adam.weights, x)[..., 0] - wanted.index_select(0, rows).view(size, -1)
+            network.backward(x, error.mul_(slope).unsqueeze(-1), adam.gradient)
             adam.step(columns.rate, columns.max_gradient, alive)
 
 
-def _pick(states: Tensor, rows: Tensor) -> Tensor:
-    """Rows (C, B) of ``states`` (C, m, 16), each policy its own."""
-    c, m, width = states.shape
-    offsets = torch.arange(0, c * m, m, device=rows.device).unsqueeze(1)
-    return states.reshape(c * m, width).index_select(0, (rows + offsets).flatten()).view(c, -1, width)
+def _places(order: Tensor) -> Tensor:
+    """``order`` (C, epochs, m) of each policy's own samples as places among the C m of all."""
+    c, _, m = order.shape
+    return order + torch.arange(0, c * m, m, device=order.device).view(-1, 1, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from layer3.agent.networks import Adam, Network, initial_weights
 from layer3.agent.ppo import Columns, Experience, PPOConfig
 from layer3.agent.team import Member, Team
 
-__all__ = ["FIGURES", "Board", "Half", "Share", "Walk", "assign", "blank_board"]
+__all__ = ["FIGURES", "Board", "Half", "Share", "Walk", "assign", "blank_board", "walked"]
 
 #: What the columns of ``Board.figures`` are.
 FIGURES = ("explained_variance", "kl", "clip_fraction", "gradient", "entropy")
@@ -46,19 +46,6 @@ class Board:
     advantages: Tensor
     goals: Tensor
     figures: Tensor
-
-    def part(self, chunk: slice) -> Experience:
-        """A chunk's policies of the rollout."""
-        seen = self.seen
-        return replace(
-            seen,
-            states=seen.states[chunk],
-            last_states=seen.last_states[chunk],
-            actions=seen.actions[chunk],
-            log_density=seen.log_density[chunk],
-            rewards=seen.rewards[chunk],
-            terminated=seen.terminated[chunk],
-        )
 
 
 def blank_board(members: Sequence[Member], device: torch.device) -> Board:
@@ -106,9 +93,15 @@ def _first_weights(seed: int, config: PPOConfig) -> tuple[Tensor, Tensor]:
     return actor, initial_weights(config.hidden, [0.0], 1.0, generator)
 
 
-def teams_of(chunk: slice, members: Sequence[Member]) -> Iterator[slice]:
-    """The neighbours in a chunk that can walk one environment."""
-    for _, same in groupby(range(chunk.start, chunk.stop), lambda place: members[place].settings.environment):
+def walked(halves: Sequence[Half]) -> slice:
+    """The policies whose actors are among a worker's ``halves``; they are neighbours."""
+    chunks = [chunk for name, chunk in halves if name == "actor"]
+    return slice(chunks[0].start, chunks[-1].stop) if chunks else slice(0, 0)
+
+
+def teams_of(places: slice, members: Sequence[Member]) -> Iterator[slice]:
+    """The neighbours among ``places`` that can walk one environment: the more, the fewer calls for each."""
+    for _, same in groupby(range(places.start, places.stop), lambda place: members[place].settings.environment):
         first, *others = same
         yield slice(first, first + 1 + len(others))
 
@@ -141,16 +134,14 @@ class Share:
         self._batch = config.batch
         self._teams = [
             Team(bars, places.start, members[places], device, on_host=device.type == "cpu")
-            for name, chunk in halves
-            if name == "actor"
-            for places in teams_of(chunk, members)
+            for places in teams_of(walked(halves), members)
         ]
         for team in self._teams:
             if team.places.start in walks:
                 team.resume(*walks[team.places.start])
-        largest = max(chunk.stop - chunk.start for _, chunk in halves)
+        self._largest = max(chunk.stop - chunk.start for _, chunk in halves)
         self._actor, self._critic = (
-            Network(largest, config.batch, config.hidden, outputs, device) for outputs in (2, 1)
+            Network(self._largest, config.batch, config.hidden, outputs, device) for outputs in (2, 1)
         )
 
     def gather(self, update: int) -> None:
@@ -159,18 +150,21 @@ class Share:
         board, columns = self._board, self._columns(update)
         for team in self._teams:
             places = team.places
-            seen = team.walk(board.state["actor"][places], board.part(places), board.growth[places])
+            seen = team.walk(board.state["actor"][places], board.seen.part(places), board.growth[places])
             board.order[places] = torch.from_numpy(team.orders()).to(board.order.device)
-            board.advantages[places], board.goals[places], board.figures[places, 0] = ppo.advantages_of(
-                self._critic, board.state["critic"][places], seen, columns.part(places), self._batch
-            )
+            for first in range(places.start, places.stop, self._largest):
+                few = slice(first, min(first + self._largest, places.stop))
+                own = seen.part(slice(first - places.start, few.stop - places.start))
+                board.advantages[few], board.goals[few], board.figures[few, 0] = ppo.advantages_of(
+                    self._critic, board.state["critic"][few], own, columns.part(few), self._batch
+                )
 
     def improve(self, update: int) -> None:
         """Every half's update, number ``update``."""
         board, columns, batch = self._board, self._columns(update), self._batch
         for name, chunk in self._halves:
             adam = Adam(*(board.state[f"{name}{part}"][chunk] for part in ("", ".mean", ".square", ".steps")))
-            seen, order, own = board.part(chunk), board.order[chunk], columns.part(chunk)
+            seen, order, own = board.seen.part(chunk), board.order[chunk], columns.part(chunk)
             if name == "critic":
                 ppo.improve_critic(self._critic, adam, seen, board.goals[chunk], order, own, batch)
                 continue

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layer3 import contract
-from layer3.agent import ppo
 from layer3.agent.bars import Bars
+from layer3.agent.distribution import bounded_log_sd, log_density
 from layer3.agent.environment import TradingEnvironment, episode_starts
 from layer3.agent.networks import Network
 from layer3.agent.policy import OBSERVATION_CLIP
@@ -142,15 +142,14 @@ class Team:
         ).to(self._device)
         truncated = torch.zeros(steps, n, dtype=torch.bool, device=self._device)
         cut = [torch.empty(size, 0, contract.STATE_DIM, device=self._device)]
+        said = torch.empty(size, steps, n, 2, device=self._device)
         for k in range(steps):
             x = self.normalise(self.states)
-            outputs = self._network.forward(weights, x)
-            log_sd = ppo.bounded_log_sd(outputs[..., 1])
-            u = outputs[..., 0] + torch.exp(log_sd) * noise[:, k]
+            said[:, k] = outputs = self._network.forward(weights, x)
+            u = torch.addcmul(outputs[..., 0], bounded_log_sd(outputs[..., 1]).exp_(), noise[:, k])
             multiplier = (contract.MULTIPLIER_HIGH * torch.sigmoid(u.double())).view(-1)
             step = self.environment.step(multiplier.numpy() if self._on_host else multiplier, starts[k])
             seen.states[:, k], seen.actions[:, k] = x, u
-            seen.log_density[:, k] = ppo.log_density(u, outputs[..., 0], log_sd)
             seen.rewards[:, k], growth[:, k] = self._observed(step.reward), self._observed(step.growth)
             seen.terminated[:, k] = self._observed(step.terminated)
             if step.truncated.any():
@@ -160,6 +159,7 @@ class Team:
                 truncated[k, rows] = True
             self.states = self._observed(step.states)
         seen.last_states.copy_(self.normalise(self.states))
+        seen.log_density.copy_(log_density(seen.actions, said[..., 0], bounded_log_sd(said[..., 1])))
         return replace(seen, truncated=truncated, final_states=torch.cat(cut, dim=1))
 
     def orders(self) -> NDArray[np.int64]:

@@ -48,7 +48,7 @@ def test_forward_and_backward_are_autograds(
     network = Network(count + 1, rows + 3, hidden, outputs, CPU)
     gradient = torch.full_like(flat, torch.nan)
     ours = network.forward(flat, x)
-    network.backward(flat, x, slope, gradient)
+    network.backward(x, slope, gradient)
     leaf = flat.clone().requires_grad_()
     theirs = plainly(leaf, x, hidden, outputs)
     (theirs * slope).sum().backward()
@@ -65,11 +65,11 @@ def test_one_network_among_many_is_that_network_alone() -> None:
     with single_threaded():
         many, one = Network(6, 256, 128, 2, CPU), Network(1, 256, 128, 2, CPU)
         outputs = many.forward(flat, x)
-        many.backward(flat, x, slope, together)
+        many.backward(x, slope, together)
         for i in range(6):
             row = slice(i, i + 1)
             torch.testing.assert_close(one.forward(flat[row], x[row]), outputs[row], rtol=0.0, atol=1e-6)
-            one.backward(flat[row], x[row], slope[row], alone[row])
+            one.backward(x[row], slope[row], alone[row])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 

@@ -276,8 +276,8 @@ def test_numbers_that_are_not_finite_stop_it_and_name_the_last_good_checkpoint(
 ) -> None:
     backward, calls = Network.backward, []
 
-    def poison(self: Network, flat: Any, x: Any, slope: Any, gradient: Any) -> None:
-        backward(self, flat, x, slope, gradient)
+    def poison(self: Network, x: Any, slope: Any, gradient: Any) -> None:
+        backward(self, x, slope, gradient)
         calls.append(1)
         # 2 policies' actors and critics: 4 gradients for each of 2 batches, 2 epochs; the sixth update begins here.
         if len(calls) > 5 * 8:

@@ -145,8 +145,8 @@ def test_the_number_of_workers_changes_nothing(bars: Bars, workers: int) -> None
 def test_numbers_that_are_not_finite_name_the_setting(bars: Bars, monkeypatch: pytest.MonkeyPatch) -> None:
     backward = Network.backward
 
-    def poison(self: Network, flat: Any, x: Any, slope: Any, gradient: Any) -> None:
-        backward(self, flat, x, slope, gradient)
+    def poison(self: Network, x: Any, slope: Any, gradient: Any) -> None:
+        backward(self, x, slope, gradient)
         gradient[-1] = torch.nan
 
     monkeypatch.setattr(Network, "backward", poison)

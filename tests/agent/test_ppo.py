@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from layer3.agent import ppo
+from layer3.agent.distribution import bounded_log_sd, entropy, log_density
 from layer3.agent.networks import Adam, Network, initial_weights, weights_of
 from layer3.agent.policy import LOG_SD_HIGH, LOG_SD_LOW
-from layer3.agent.ppo import Columns, Experience, PPOConfig, actor_slope, entropy, generalised_advantages, log_density
+from layer3.agent.ppo import Columns, Experience, PPOConfig, actor_slope, generalised_advantages
 from layer3.errors import ConfigurationError
 
 CPU = torch.device("cpu")
@@ -177,7 +178,7 @@ def test_the_actors_slope_is_autograds(seed: int, policies: int, batch: int, dri
     actions = torch.randn(policies, batch, generator=stream, dtype=torch.float64)
     advantages = torch.randn(policies, batch, generator=stream, dtype=torch.float64)
     before = outputs + drift * torch.randn(outputs.shape, generator=stream, dtype=torch.float64)
-    old = log_density(actions, before[..., 0], ppo.bounded_log_sd(before[..., 1]))
+    old = log_density(actions, before[..., 0], bounded_log_sd(before[..., 1]))
 
     leaf = outputs.clone().requires_grad_()
     # The clamp lets slopes through here; which of them count is looked at below.
@@ -263,7 +264,7 @@ def acting(adam: Adam, seed: int) -> tuple[Experience, Tensor]:
     seen, policies = rollout(len(adam.weights), seed), len(adam.weights)
     outputs = Network(policies, SMALL.samples, 8, 2, CPU).forward(adam.weights, seen.states.flatten(1, 2))
     noise = torch.randn(policies, SMALL.samples, generator=generator(seed + 1))
-    mean, log_sd = outputs[..., 0], ppo.bounded_log_sd(outputs[..., 1])
+    mean, log_sd = outputs[..., 0], bounded_log_sd(outputs[..., 1])
     actions = mean + log_sd.exp() * noise
     shape = seen.actions.shape
     density = log_density(actions, mean, log_sd)
