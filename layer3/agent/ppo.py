@@ -1,9 +1,9 @@
 """Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347) for one number in [0, 2].
 
 Read it top to bottom: configuration, what is told after an update, advantages, and the two halves of
-an update; the action's distribution is :mod:`layer3.agent.distribution`. Everything has a leading axis of C policies that learn
-side by side and never touch each other (:mod:`layer3.agent.population` holds the loop); what they may
-differ in is in :class:`Columns`.
+an update; the action's distribution is :mod:`layer3.agent.distribution`. Everything has a leading axis
+of C policies that learn side by side and never touch each other (:mod:`layer3.agent.population` holds
+the loop); what they may differ in is in :class:`Columns`.
 
 The actor's action is ``2 sigmoid(u)`` with ``u ~ Normal(m, s)``: no probability lies outside
 [0, 2], nothing is clipped, and since the map from u to the action has no parameters, ratios of
