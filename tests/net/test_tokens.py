@@ -99,9 +99,11 @@ def test_a_token_that_expired_and_a_server_that_is_another(metadata: Service) ->
     metadata.token = web_token(time.time() - 1)
     with pytest.raises(SourceError, match="has expired already"):
         metadata_tokens("https://h")()
-    metadata.flavor = "vanilla"
-    with pytest.raises(SourceError, match="gave no identity token: HTTP 200"):
-        metadata_tokens("https://h")()
+    metadata.flavor, metadata.token = "vanilla", web_token(time.time() + 60)
+    for source, what in ((metadata_tokens("https://h"), "identity"), (access_tokens(), "access")):
+        with pytest.raises(SourceError, match=f"gave no {what} token: HTTP 200 without the header") as caught:
+            source()
+        assert metadata.token[:16] not in str(caught.value)
 
 
 def test_a_service_has_a_url() -> None:

@@ -272,6 +272,17 @@ def test_credentials_of_ones_own_go_through_googles_client(
     assert str(file) in line
 
 
+def test_a_folder_where_nobody_may_look_holds_no_credentials(
+    gcs: FakeGcs, metadata: Metadata, no_cloud: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A name that is too long fails in the same way, for an administrator too.
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(no_cloud / ("x" * 300)))
+    monkeypatch.setenv("GCE_METADATA_HOST", metadata.address)
+    monkeypatch.setattr(source, "_GOOGLE", gcs.url)
+    assert Source().read(URI) == b"there"
+    assert gcs.authorizations == ["Bearer token-1"]
+
+
 @pytest.mark.usefixtures("no_waiting")
 def test_without_credentials_and_metadata_server_it_is_said_what_to_do(
     no_cloud: Path, monkeypatch: pytest.MonkeyPatch
