@@ -106,6 +106,15 @@ def teams_of(places: slice, members: Sequence[Member]) -> Iterator[slice]:
         yield slice(first, first + 1 + len(others))
 
 
+def pieces_of(team: slice, chunks: Sequence[slice]) -> list[slice]:
+    """A team's parts of each of ``chunks``: how many workers there are changes the team, and not them.
+
+    A product of few numbers is summed in another order when it is made together with others.
+    """
+    met = [slice(max(team.start, chunk.start), min(team.stop, chunk.stop)) for chunk in chunks]
+    return [piece for piece in met if piece.start < piece.stop]
+
+
 def assign(chunks: Sequence[slice], workers: int) -> list[list[Half]]:
     """Each worker's halves: as even as it goes, and both of a chunk by one worker where possible.
 
@@ -132,16 +141,17 @@ class Share:
         self._configs = [member.settings.ppo for member in members]
         config, device = self._configs[0], board.growth.device
         self._batch = config.batch
+        chunks = [chunk for name, chunk in halves if name == "actor"]
         self._teams = [
-            Team(bars, places.start, members[places], device, on_host=device.type == "cpu")
+            Team(bars, pieces_of(places, chunks), members[places], device, on_host=device.type == "cpu")
             for places in teams_of(walked(halves), members)
         ]
         for team in self._teams:
             if team.places.start in walks:
                 team.resume(*walks[team.places.start])
-        self._largest = max(chunk.stop - chunk.start for _, chunk in halves)
+        largest = max(chunk.stop - chunk.start for _, chunk in halves)
         self._actor, self._critic = (
-            Network(self._largest, config.batch, config.hidden, outputs, device) for outputs in (2, 1)
+            Network(largest, config.batch, config.hidden, outputs, device) for outputs in (2, 1)
         )
 
     def gather(self, update: int) -> None:
@@ -152,9 +162,8 @@ class Share:
             places = team.places
             seen = team.walk(board.state["actor"][places], board.seen.part(places), board.growth[places])
             board.order[places] = torch.from_numpy(team.orders()).to(board.order.device)
-            for first in range(places.start, places.stop, self._largest):
-                few = slice(first, min(first + self._largest, places.stop))
-                own = seen.part(slice(first - places.start, few.stop - places.start))
+            for few in team.pieces:
+                own = seen.part(slice(few.start - places.start, few.stop - places.start))
                 board.advantages[few], board.goals[few], board.figures[few, 0] = ppo.advantages_of(
                     self._critic, board.state["critic"][few], own, columns.part(few), self._batch
                 )

@@ -45,19 +45,20 @@ class Member(NamedTuple):
 
 
 class Team:
-    """Policies ``first`` to ``first + len(members) - 1`` of a population, walking one environment: their settings
-    have the same shape and the same ``environment``."""
+    """Neighbours of a population, walking one environment: their settings have the same shape and the same
+    ``environment``."""
 
     def __init__(
         self,
         bars: Bars,
-        first: int,
+        pieces: Sequence[slice],
         members: Sequence[Member],
         device: torch.device,
         on_host: bool,
     ) -> None:
-        """``on_host``: the accounts are numpy's, whose calls are faster on a CPU; else torch's on ``device``."""
-        self.places = slice(first, first + len(members))
+        """``pieces``: the members' places in the population, one after another, and whose products are made together;
+        ``on_host``: the accounts are numpy's, whose calls are faster on a CPU; else torch's on ``device``."""
+        self.pieces, self.places = pieces, slice(pieces[0].start, pieces[-1].stop)
         # Of their hyperparameters only the shape matters here, which they share.
         config, environment = members[0].settings.ppo, members[0].settings.environment
         self._config, self._device, self._on_host = config, device, on_host
@@ -70,7 +71,8 @@ class Team:
         self._starts = [episode_starts(member.fold, environment) for member in members]
         ages = np.arange(self._size[1]) * environment.episode_steps // self._size[1]
         self._ages = np.tile(ages, self._size[0])
-        self._network = Network(*self._size, config.hidden, 2, device)
+        sizes = [piece.stop - piece.start for piece in pieces]
+        self._networks = [Network(size, self._size[1], config.hidden, 2, device) for size in sizes]
         self.mean, self.std, self.kept = self._explore()
         self.states = self._begin()
 
@@ -143,13 +145,19 @@ class Team:
         truncated = torch.zeros(steps, n, dtype=torch.bool, device=self._device)
         cut = [torch.empty(size, 0, contract.STATE_DIM, device=self._device)]
         said = torch.empty(size, steps, n, 2, device=self._device)
+        tried = torch.empty(size, n, dtype=torch.float64, device=self._device)
+        own = [slice(piece.start - self.places.start, piece.stop - self.places.start) for piece in self.pieces]
+        actors = [(few, network, weights[few]) for few, network in zip(own, self._networks, strict=True)]
         for k in range(steps):
             x = self.normalise(self.states)
-            said[:, k] = outputs = self._network.forward(weights, x)
-            u = torch.addcmul(outputs[..., 0], bounded_log_sd(outputs[..., 1]).exp_(), noise[:, k])
-            multiplier = (contract.MULTIPLIER_HIGH * torch.sigmoid(u.double())).view(-1)
+            for few, network, actor in actors:
+                outputs = said[few, k] = network.forward(actor, x[few])
+                u = torch.addcmul(outputs[..., 0], bounded_log_sd(outputs[..., 1]).exp_(), noise[few, k])
+                # By the piece too: torch's last digit depends on where in an array a number stands.
+                seen.actions[few, k], tried[few] = u, torch.sigmoid(u.double())
+            multiplier = (contract.MULTIPLIER_HIGH * tried).view(-1)
             step = self.environment.step(multiplier.numpy() if self._on_host else multiplier, starts[k])
-            seen.states[:, k], seen.actions[:, k] = x, u
+            seen.states[:, k] = x
             seen.rewards[:, k], growth[:, k] = self._observed(step.reward), self._observed(step.growth)
             seen.terminated[:, k] = self._observed(step.terminated)
             if step.truncated.any():

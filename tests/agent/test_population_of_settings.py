@@ -17,7 +17,7 @@ from layer3.agent.environment import EnvironmentConfig
 from layer3.agent.networks import Network
 from layer3.agent.population import Report, Settings, Trained, memory_needed, train
 from layer3.agent.ppo import PPOConfig
-from layer3.agent.share import teams_of
+from layer3.agent.share import pieces_of, teams_of
 from layer3.agent.team import Member
 from layer3.errors import TrainingError
 from tests.agent.populations import SHORT, TINY, WINDOW, differences, same
@@ -115,6 +115,13 @@ def test_teams_are_the_neighbours_of_one_environment() -> None:
     assert list(teams_of(slice(1, 3), members)) == [slice(1, 2), slice(2, 3)]
 
 
+def test_a_team_is_cut_where_the_population_is() -> None:
+    chunks = [slice(0, 4), slice(4, 8), slice(8, 9)]
+    assert pieces_of(slice(0, 9), chunks) == chunks
+    assert pieces_of(slice(3, 6), chunks) == [slice(3, 4), slice(4, 6)]
+    assert pieces_of(slice(8, 9), chunks) == [slice(8, 9)]
+
+
 def test_shapes_train_one_after_another_and_results_keep_the_settings_order(bars: Bars) -> None:
     settings = [TINY, changed(TINY, hidden=12), changed(TINY, clip=0.1), changed(TINY, steps=512)]
     reports: list[Report] = []
@@ -140,6 +147,18 @@ def test_the_number_of_workers_changes_nothing(bars: Bars, workers: int) -> None
     settings = [SHORT, changed(SHORT, **OTHERWISE), changed(SHORT, environment=SMALL_STEPS)]
     one, other = (train(bars, seeds=SEEDS, folds=[WINDOW], settings=settings, workers=k) for k in (2, workers))
     assert all(same(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(("environments", "seeds"), [(16, range(3)), (16, range(5)), (5, range(7))])
+def test_nor_where_calls_are_so_small_that_their_last_digit_depends_on_who_shares_them(
+    bars: Bars, environments: int, seeds: range
+) -> None:
+    base = changed(TINY, environments=environments, steps=8 * 8 * environments)
+    # The environments change in the middle of a piece of four policies.
+    settings = [base, changed(base, environment=SMALL_STEPS)]
+    one, *others = (train(bars, seeds=seeds, folds=[WINDOW], settings=settings, workers=k) for k in range(1, 5))
+    for other in others:
+        assert all(same(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_numbers_that_are_not_finite_name_the_setting(bars: Bars, monkeypatch: pytest.MonkeyPatch) -> None:

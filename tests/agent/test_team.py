@@ -23,7 +23,7 @@ def rollout(device: str, *, on_host: bool) -> tuple[Team, Experience, Tensor]:
     members = [
         Member(seed, (range(1_000 + 300 * seed),), Settings(CONFIG, ENVIRONMENT), f"seed {seed}") for seed in (1, 2)
     ]
-    team = Team(bars, 0, members, torch.device(device), on_host)
+    team = Team(bars, [slice(0, 1), slice(1, 2)], members, torch.device(device), on_host)
     shape, dim = (2, CONFIG.rollout, CONFIG.environments), contract.STATE_DIM
     seen = Experience(
         states=torch.empty(*shape, dim, device=device),
