@@ -31,7 +31,8 @@ __all__ = ["Bucket", "Source"]
 _GOOGLE: Final = "https://storage.googleapis.com"
 #: Largest object that is read, in bytes: a policy of a hundred networks has half of it.
 _MAX_OBJECT: Final = 16 * 2**20
-#: Seconds for one answer as a whole, and between the attempts where it fails or says that it may pass.
+#: Seconds for one answer as a whole, and between the attempts where it fails or says that it may pass. After so long
+#: no other one begins: a startup probe gives a server a minute, and the log must have said by then what hangs.
 _SECONDS: Final = 20.0
 _PAUSES: Final = (0.25, 0.5, 1.0)
 _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
@@ -145,6 +146,7 @@ class Bucket:
 
     def _get(self, target: str) -> Answer:
         """An answer that asking again would not change; a SourceError after the last attempt without one."""
+        end = time.monotonic() + _SECONDS
         for pause in (*_PAUSES, None):
             try:
                 answer = self._authorized(target)
@@ -153,7 +155,7 @@ class Bucket:
                 failure = SourceError(f"{self._place.url} answered {_said(answer)}")
             except SourceError as error:
                 failure = error
-            if pause is None:
+            if pause is None or time.monotonic() >= end:
                 break
             # Servers that started together need not ask together.
             time.sleep(pause * random.uniform(0.5, 1.5))
