@@ -5,7 +5,8 @@ several shapes are trained one after another. Between two updates the policies w
 then each makes its update on its own rollout. On a CPU the work is handed to a crew of ``workers``
 in pieces of a few policies, cut without regard to how many workers there are, so that their number
 changes no bit: first everybody walks and judges, then actors and critics are improved apart. On a GPU
-there is one piece. Of a piece, the policies of equal ``environment`` settings walk together.
+there is one piece. Of what one worker walks, the policies of equal ``environment`` settings share one
+environment; the networks' products are made by the piece.
 
 Every policy draws from its own generator, always in the same order, so that who else is trained
 changes nothing.
