@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import cached_property
 from pathlib import Path
 
 from google.cloud import run_v2
@@ -14,11 +15,16 @@ class Secrets:
     """Secrets by name, each a file of a folder that :meth:`close` removes."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="himari-secrets-")
         self.readers: dict[str, set[str]] = {}
 
+    @cached_property
+    def _folder(self) -> tempfile.TemporaryDirectory[str]:
+        """Made with the first secret: most tests have none, and nothing to close."""
+        return tempfile.TemporaryDirectory(prefix="himari-secrets-")
+
     def close(self) -> None:
-        self._folder.cleanup()
+        if "_folder" in self.__dict__:
+            self._folder.cleanup()
 
     def put(self, name: str, content: str, *readers: str) -> None:
         """Add a version, which whoever has the secret mounted reads from then on; ``readers`` may, too."""
