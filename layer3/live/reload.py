@@ -47,6 +47,7 @@ class ConfigWatcher:
         self._checking = threading.Lock()
         self.callbacks: list[Callable[[Layer3Config], None]] = []
         self.reloads = self.rejected = self.callback_errors = 0
+        self._loaded = self._signature()
         self._thread = threading.Thread(target=self._run, name="himari-config", daemon=True)
         self._thread.start()
 
@@ -87,9 +88,7 @@ class ConfigWatcher:
             _log.exception("a callback of the configuration failed")
 
     def _run(self) -> None:
-        before = self._signature()
-        # What changed between the engine's own reading and now.
-        self.check()
+        before = self._loaded
         # Yields on a timeout too: what changed before the watch began, or behind a symbolic link, is seen then.
         for _ in watchfiles.watch(
             self._path.parent,

@@ -53,15 +53,6 @@ def test_a_changed_file_takes_effect(file: Path, watched: tuple[Desk, ConfigWatc
     assert desk.engine.config.portfolio_value == 3_000.0
 
 
-def test_a_change_between_loading_and_watching_takes_effect(file: Path) -> None:
-    desk = Desk({**OFF, "portfolio_value": 1_000.0})
-    file.write_text("portfolio_value: 2000\n")
-    watcher = ConfigWatcher(file, lambda: load_config(file, OFF), desk.engine)
-    wait_for(lambda: watcher.reloads == 1)
-    watcher.stop()
-    assert desk.engine.config.portfolio_value == 2_000.0
-
-
 @pytest.mark.parametrize(
     "text",
     [
