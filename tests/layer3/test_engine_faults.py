@@ -92,12 +92,16 @@ def test_10000_decisions_each_in_time_and_of_the_right_source(policy_folder: Pat
                     assert decision.multiplier == 1.0
     assert total >= 10_000
     # No tail is asked for: a machine that stands still for a moment makes every decision of that moment late, an
-    # eighth of a behaviour's. `python -m bench.engine` prints the tail. Whatever answers has no deadline here.
+    # eighth of a behaviour's. `python -m bench.engine` prints the tail. Whatever answers has no deadline
+    # here: half of it is in time on a machine that others keep busy.
     slack = SLACK_MS + 1e3 * float(np.quantile(late, 0.9))
+    for how, milliseconds in took.items():
+        assert np.median(milliseconds) <= BUDGET_MS + slack, how
     for how in HANGING:
-        assert np.median(took[how]) <= BUDGET_MS + slack, how
         assert np.quantile(took[how], 0.9) <= BUDGET_MS + SLACK_MS + 1e3 * max(late), how
         assert min(took[how]) >= BUDGET_MS
+    # All together are as often struck by such a moment as the plain waits beside them.
+    assert np.quantile([each for how in HANGING for each in took[how]], 0.9) <= BUDGET_MS + slack
 
 
 class Seconds:

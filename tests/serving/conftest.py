@@ -9,8 +9,10 @@ import pytest
 
 from layer3.agent.policy import Policy
 from layer3.champion import Champion
+from serving import source
 from serving.channels import publish
 from serving.models import store_policy
+from tests.fakes.gcs import FakeGcs
 from tests.serving.support import Client, make_policy, serve
 
 
@@ -49,3 +51,17 @@ def candidate(tmp_path: Path) -> Path:
     """The policy folder of seed 2."""
     make_policy(tmp_path / "candidate", seed=2)
     return tmp_path / "candidate"
+
+
+@pytest.fixture
+def gcs() -> Iterator[FakeGcs]:
+    """A bucket that holds one object, ``gs://bucket/models/x``."""
+    with FakeGcs("bucket") as fake:
+        fake.put("bucket", "models/x", b"there")
+        yield fake
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's reader of buckets tries again at once."""
+    monkeypatch.setattr(source, "_PAUSES", (0.0, 0.0, 0.0))

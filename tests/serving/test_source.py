@@ -23,22 +23,10 @@ URI = "gs://bucket/models/x"
 
 
 @pytest.fixture
-def gcs() -> Iterator[FakeGcs]:
-    with FakeGcs("bucket") as fake:
-        fake.put("bucket", "models/x", b"there")
-        yield fake
-
-
-@pytest.fixture
 def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[Metadata]:
     with Metadata() as fake:
         monkeypatch.setenv("GCE_METADATA_HOST", fake.address)
         yield fake
-
-
-@pytest.fixture
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "_PAUSES", (0.0, 0.0, 0.0))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 
 import pytest
@@ -16,18 +16,6 @@ from tests.fakes.gcs import FakeGcs, answering
 
 URI = "gs://bucket/models/x"
 Instead = Callable[[BaseHTTPRequestHandler], None]
-
-
-@pytest.fixture
-def gcs() -> Iterator[FakeGcs]:
-    with FakeGcs("bucket") as fake:
-        fake.put("bucket", "models/x", b"there")
-        yield fake
-
-
-@pytest.fixture
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "_PAUSES", (0.0, 0.0, 0.0))
 
 
 def dripping(handler: BaseHTTPRequestHandler) -> None:
