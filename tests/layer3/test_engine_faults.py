@@ -91,17 +91,13 @@ def test_10000_decisions_each_in_time_and_of_the_right_source(policy_folder: Pat
                 if source == FALLBACK_KELLY:
                     assert decision.multiplier == 1.0
     assert total >= 10_000
-    # No tail is asked for: a machine that stands still for a moment makes every decision of that moment late, an
-    # eighth of a behaviour's. `python -m bench.engine` prints the tail. Whatever answers has no deadline
-    # here: half of it is in time on a machine that others keep busy.
+    # What most decisions took, and no tail: a machine that stands still for a moment makes every decision of that
+    # moment late, an eighth of a behaviour's. `python -m bench.engine` prints the tail. What answers has no deadline.
     slack = SLACK_MS + 1e3 * float(np.quantile(late, 0.9))
-    for how, milliseconds in took.items():
-        assert np.median(milliseconds) <= BUDGET_MS + slack, how
     for how in HANGING:
+        assert min(took[how]) >= BUDGET_MS, how
+        assert np.median(took[how]) <= BUDGET_MS + slack, how
         assert np.quantile(took[how], 0.9) <= BUDGET_MS + SLACK_MS + 1e3 * max(late), how
-        assert min(took[how]) >= BUDGET_MS
-    # All together are as often struck by such a moment as the plain waits beside them.
-    assert np.quantile([each for how in HANGING for each in took[how]], 0.9) <= BUDGET_MS + slack
 
 
 class Seconds:

@@ -72,7 +72,7 @@ def test_8000_calls_of_32_threads_each_end_in_time_and_as_what_they_are() -> Non
     # every call of that moment late: so what most calls took, and no tail. One drip in three behaviours that is
     # waited for, a second each, moves both figures. The tail is `make bench`'s to tell.
     assert np.quantile(over, 0.9) <= SLACK + max(late), (np.quantile(over, 0.9), max(late))
-    assert np.median(over) <= 0.5 * SLACK + np.median(late)
+    assert np.median(over) <= SLACK + np.quantile(late, 0.9)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
