@@ -34,10 +34,11 @@ def train(
     from pathlib import Path
 
     from layer3 import workflow
+    from layer3.agent.checks import memory_needed
     from layer3.agent.environment import EnvironmentConfig
     from layer3.agent.events import EventLog
     from layer3.agent.log import TrainingLog
-    from layer3.agent.population import Report, memory_needed
+    from layer3.agent.population import Report
     from layer3.agent.ppo import PPOConfig
     from layer3.backtest.learning import TrainingContext, render_curves, render_untrained
     from layer3.machine import compute_device, cores

@@ -25,23 +25,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from layer3 import contract, machine
+from layer3 import contract
 from layer3.agent import checkpoint as checkpoints
 from layer3.agent.bars import Bars
+from layer3.agent.checks import check_learnable, check_memory, checked_workers
 from layer3.agent.crew import Crew
 from layer3.agent.environment import EnvironmentConfig
-from layer3.agent.networks import single_threaded, weights_of, weights_size
+from layer3.agent.networks import single_threaded, weights_of
 from layer3.agent.ppo import PPOConfig, Progress
-from layer3.agent.share import FIGURES, Share, Walk, assign, blank_board, walked
-from layer3.agent.team import EXPLORATION, Fold, Member
-from layer3.errors import ConfigurationError, NothingToLearnError, TrainingError
+from layer3.agent.share import CHUNK, FIGURES, Share, Walk, assign, blank_board, walked
+from layer3.agent.team import Fold, Member
+from layer3.errors import TrainingError
 
-__all__ = ["Report", "Settings", "Trained", "memory_needed", "train"]
+__all__ = ["Report", "Settings", "Trained", "train"]
 
 States = NDArray[np.float32]
 
-#: Policies that one worker improves together: enough to share the calls' cost, few enough for the cache.
-_CHUNK: Final = 4
 _YEAR_SECONDS: Final = 365 * 86_400
 _FIGURES: Final = tuple(entry.name for entry in fields(Progress))
 
@@ -76,31 +75,6 @@ class Trained:
     tensors: dict[str, States]
     states: States
     curves: tuple[Progress, ...]
-
-
-def memory_needed(
-    policies: int, config: PPOConfig, bars: int, device: str = "cpu", workers: int = 1, markets: int = 1
-) -> int:
-    """Bytes that training ``policies`` policies of ``config``'s shape, of ``markets`` different ``environment``
-    settings, on ``bars`` bars takes at most, torch itself aside.
-
-    On a GPU all policies are one piece of work, on a CPU ``workers`` pieces of a few are under way at once.
-    """
-    size = _CHUNK if device == "cpu" else policies
-    chunk, workers = min(policies, size), workers if device == "cpu" else 1
-    weights = weights_size(config.hidden, 2) + weights_size(config.hidden, 1)
-    number, long = 4, 8
-    samples = config.samples * (number * (contract.STATE_DIM + 6) + long * (3 + 2 * config.epochs))
-    walking = config.environments * (4 * number * config.hidden + 60 * long)
-    own = weights * 4 * number + samples + walking + config.updates * len(_FIGURES) * long
-    # Each worker may hold the end of one environment's policies and the beginning of another's.
-    teams = min(workers, -(-policies // size)) + markets - 1
-    market = bars * (number * contract.STATE_DIM + 5 * long)
-    # Each worker's activations, what passes through while it works, and the exploration before it.
-    working = chunk * config.batch * number * (8 * config.hidden + 6 * contract.STATE_DIM)
-    exploring = policies * EXPLORATION * config.environments * 3 * long
-    # What the allocator keeps between.
-    return int(1.25 * (policies * own + teams * market + exploring + workers * working))
 
 
 def train(
@@ -139,10 +113,10 @@ def train(
     ConfigurationError : an argument is out of range, or the device is not there
     """
     windows = [(fold,) if isinstance(fold, range) else tuple(fold) for fold in folds]
-    count = _checked(seeds, windows, settings, device, workers, checkpoint, checkpoint_every)
+    count = checked_workers(seeds, windows, settings, device, workers, checkpoint, checkpoint_every)
     for fold in windows:
         for window in fold:
-            _check_learnable(bars, window)
+            check_learnable(bars, window)
     members = [
         Member(seed, fold, setting, f"settings[{number}], seed {seed}" if len(settings) > 1 else f"seed {seed}")
         for number, setting in enumerate(settings)
@@ -153,7 +127,7 @@ def train(
     for places in groups:
         config = members[places[0]].settings.ppo
         markets = len({members[place].settings.environment for place in places})
-        _check_memory(memory_needed(len(places), config, len(bars), device, count, markets), len(places), device)
+        check_memory(len(places), config, len(bars), device, count, markets)
     saved = None
     if checkpoint is not None:
         pairs = [(member.seed, member.fold) for member in members]
@@ -207,7 +181,7 @@ class _Population:
         self._curves = np.zeros((config.updates, count, len(_FIGURES)))
         self.update = 0
         self._board = blank_board(members, device)
-        size = _CHUNK if device.type == "cpu" else count
+        size = CHUNK if device.type == "cpu" else count
         chunks = [slice(first, min(first + size, count)) for first in range(0, count, size)]
         halves = assign(chunks, workers)
         walks = self._resume([walked(own) for own in halves])
@@ -333,68 +307,3 @@ class _Population:
 def _progress(row: NDArray[np.float64]) -> Progress:
     values = dict(zip(_FIGURES, row.tolist(), strict=True))
     return Progress(**{**values, "steps": int(values["steps"]), "total_steps": int(values["total_steps"])})
-
-
-def _checked(
-    seeds: Sequence[int],
-    folds: Sequence[Fold],
-    settings: Sequence[Settings],
-    device: str,
-    workers: int | None,
-    checkpoint: str | None,
-    checkpoint_every: int,
-) -> int:
-    """Refuse what cannot be trained; how many workers there are."""
-    for name, given in (("seeds", seeds), ("folds", folds), ("settings", settings)):
-        if not len(given):
-            raise ConfigurationError(f"no {name} given: there is nothing to train")
-    if not all(folds):
-        raise ConfigurationError("a fold of no windows: there is nothing to train on")
-    for seed in seeds:
-        if not 0 <= seed < 2**32:
-            raise ConfigurationError(f"seed is {seed}, expected an integer in [0, 2^32)")
-    if device not in {"cpu", "cuda"}:
-        raise ConfigurationError(f"device is {device!r}, expected cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("device cuda is not there: torch finds no GPU, or is its CPU build; use device cpu")
-    count = machine.cores() if workers is None else workers
-    if count < 1:
-        raise ConfigurationError(f"workers is {workers}, expected at least 1")
-    if checkpoint is not None and len(settings) > 1:
-        raise ConfigurationError(f"{len(settings)} settings share no checkpoint: train them one after another")
-    if checkpoint_every < 1:
-        raise ConfigurationError(f"checkpoint_every is {checkpoint_every}, expected at least 1 update")
-    return count if device == "cpu" else 1
-
-
-def _check_memory(needed: int, policies: int, device: str) -> None:
-    there = int(torch.cuda.mem_get_info()[0]) if device == "cuda" else machine.memory()
-    if needed > there:
-        raise TrainingError(
-            f"{policies:,} policies at once need about {needed / 2**30:.1f} GiB, {device} has "
-            f"{there / 2**30:.1f}: train fewer at a time"
-        )
-
-
-def _check_learnable(bars: Bars, window: range) -> None:
-    part = slice(window.start, window.stop)
-    if not 0 <= window.start <= window.stop <= len(bars) or window.step != 1:
-        raise TrainingError(f"a fold of {window} does not lie within the {len(bars):,} bars of the history")
-    for entry in fields(Bars):
-        bad = np.flatnonzero(~np.isfinite(getattr(bars, entry.name)[part]))
-        if bad.size:
-            raise TrainingError(
-                f"{entry.name} at bar {window.start + bad[0]} is {getattr(bars, entry.name)[part][bad[0]]}, "
-                "which is not finite: prepare the data again with ingest"
-            )
-    if len(window) and np.ptp(bars.open[part]) == 0.0:
-        raise NothingToLearnError(
-            f"the price is {bars.open[window.start]} on all {len(window):,} bars of the training period: "
-            "there is nothing to learn from a constant price; check the data"
-        )
-    if not np.any(bars.base_fraction[part] * bars.direction[part]):
-        raise NothingToLearnError(
-            f"the sizing chain holds nothing on all {len(window):,} bars of the training period, so no multiplier "
-            "matters: check the signals (all HOLD? confidence or expected return too low?), or give a longer "
-            "history: the baseline needs 30 days before it speaks"
-        )

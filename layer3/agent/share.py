@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -20,8 +20,10 @@ from layer3.agent.networks import Adam, Network, initial_weights
 from layer3.agent.ppo import Columns, Experience, PPOConfig
 from layer3.agent.team import Member, Team
 
-__all__ = ["FIGURES", "Board", "Half", "Share", "Walk", "assign", "blank_board", "walked"]
+__all__ = ["CHUNK", "FIGURES", "Board", "Half", "Share", "Walk", "assign", "blank_board", "walked"]
 
+#: Policies that one worker improves together: enough to share the calls' cost, few enough for the cache.
+CHUNK: Final = 4
 #: What the columns of ``Board.figures`` are.
 FIGURES = ("explained_variance", "kl", "clip_fraction", "gradient", "entropy")
 #: One network's half of the update of the policies of a chunk.

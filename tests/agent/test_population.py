@@ -18,10 +18,11 @@ import torch
 
 from layer3 import contract, storage
 from layer3.agent.bars import Bars, concatenate
+from layer3.agent.checks import memory_needed
 from layer3.agent.environment import EnvironmentConfig
 from layer3.agent.networks import Network
 from layer3.agent.policy import Policy, stack
-from layer3.agent.population import Report, Settings, memory_needed, train
+from layer3.agent.population import Report, Settings, train
 from layer3.agent.ppo import PPOConfig
 from layer3.errors import ConfigurationError, ContractError, TrainingError
 from tests.agent.populations import SHORT, TINY, WINDOW, differences, same
@@ -351,7 +352,8 @@ def test_more_policies_than_memory_holds_are_refused_before_they_are_made(
 MEMORY = """
 import re, torch
 from pathlib import Path
-from layer3.agent.population import Settings, memory_needed, train
+from layer3.agent.checks import memory_needed
+from layer3.agent.population import Settings, train
 from layer3.agent.ppo import PPOConfig
 from tests.agent.worlds import make_bars
 

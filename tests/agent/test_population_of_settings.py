@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from layer3.agent.bars import Bars
+from layer3.agent.checks import memory_needed
 from layer3.agent.environment import EnvironmentConfig
 from layer3.agent.networks import Network
-from layer3.agent.population import Report, Settings, Trained, memory_needed, train
+from layer3.agent.population import Report, Settings, Trained, train
 from layer3.agent.ppo import PPOConfig
 from layer3.agent.share import pieces_of, teams_of
 from layer3.agent.team import Member
