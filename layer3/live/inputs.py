@@ -22,6 +22,7 @@ __all__ = [
     "Checked",
     "Inputs",
     "check",
+    "is_title",
     "number_or_nan",
     "plain_json",
     "plain_value",
@@ -127,7 +128,7 @@ def _signal(signal: Any) -> TacticalSignal:
         raise DataError(f"signal is {shown(signal)}, expected a TacticalSignal")
     for name in ("strategy_id", "symbol"):
         text = getattr(signal, name)
-        if type(text) is not str or not 0 < len(text) <= 100 or not text.isprintable() or not text.strip():
+        if not is_title(text):
             raise DataError(f"signal.{name} is {shown(text)}, expected a name of at most 100 printable characters")
     for name, kind in (("action", Action), ("regime", Regime)):
         value = getattr(signal, name)
@@ -138,6 +139,11 @@ def _signal(signal: Any) -> TacticalSignal:
     if time_ns is not signal.timestamp_ns:
         changes["timestamp_ns"] = time_ns
     return dataclasses.replace(signal, **changes) if changes else signal
+
+
+def is_title(value: Any) -> bool:
+    """Whether ``value`` can name a strategy or a symbol: what it cannot, no label and no table must show either."""
+    return type(value) is str and 0 < len(value) <= 100 and value.isprintable() and not value.isspace()
 
 
 def _cascade(cascade: Any, min_feeds: int) -> CascadeIndicators:

@@ -26,7 +26,7 @@ from layer3.breaker import CircuitBreaker
 from layer3.errors import ConfigurationError
 from layer3.live.configuration import Layer3Config
 from layer3.live.figures import SymbolFigures
-from layer3.live.inputs import Inputs
+from layer3.live.inputs import Inputs, check
 from layer3.live.sources import UNAUTHORISED
 from layer3.sizing import cascade, kelly
 from layer3.types import GCP_API, PositionSizingDecision, Regime
@@ -281,7 +281,9 @@ def _of_one(
     parts = GaugeMetricFamily(f"{_PREFIX}cascade_risk_components", "Share of the risk.", labels=["component"])
     found: dict[str, float | None] = {}
     if decision is not None and inputs is not None and figures is not None:
-        chain, signal = config.chain, inputs.signal
+        # As the engine took them: numpy's numbers count otherwise. The limits of now need not be those of then.
+        taken = check(inputs._replace(recent_trades=None), 0, 0)
+        chain, signal = config.chain, taken.signal
         belief = kelly.estimate(
             chain.kelly,
             figures.win_rate,
@@ -292,7 +294,7 @@ def _of_one(
         )
         for each in Regime:
             regime.add_metric([each.value], float(each is figures.regime))
-        for part in cascade.components(chain.cascade, inputs.cascade):
+        for part in cascade.components(chain.cascade, taken.cascade):
             parts.add_metric([part.name.replace(" ", "_")], part.share)
         found = {
             "kelly_fraction": decision.kelly_fraction,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from layer3.ab.assignment import Arm, Assignment
 from layer3.live.configuration import Layer3Config
 from layer3.live.draft import Assessed, Refusal, book_name
-from layer3.live.inputs import Inputs
+from layer3.live.inputs import Inputs, is_title
 from layer3.live.memory import Memory
 from layer3.live.sources import Answer
 from layer3.sizing import cascade
@@ -160,7 +160,8 @@ def finish(
 
 
 def refused(inputs: Inputs, word: str, why: str, portfolio_value: float, **more: Any) -> PositionSizingDecision:
-    """Size zero for inputs that were not assessed, however unusable: cascade risk 1 stands for not known."""
+    """Size zero for inputs that were not assessed, however unusable: cascade risk 1 stands for not known, and "" for a
+    name that none is."""
     signal = inputs.signal if type(inputs.signal) is TacticalSignal else None
     strategy_id, symbol = (_name(getattr(signal, name, None)) for name in ("strategy_id", "symbol"))
     action = getattr(signal, "action", None)
@@ -189,4 +190,4 @@ def refused(inputs: Inputs, word: str, why: str, portfolio_value: float, **more:
 
 
 def _name(value: object) -> str:
-    return str(value) if type(value) is str else ""
+    return str(value) if is_title(value) else ""

@@ -256,6 +256,26 @@ def test_labels_are_bounded(clock: Clock) -> None:
     assert found["position_decisions_total{strategy_id=a}"] == 2.0
 
 
+@pytest.mark.parametrize("name", ["\ud800", "a\x1b[2J", "x" * 101, " "])
+def test_a_name_that_is_none_is_no_label(clock: Clock, name: str) -> None:
+    engine, registry, _ = make(clock)
+    got = engine.calculate_position(signal(clock, strategy_id=name, symbol=name), CALM, 100.0)
+    assert (got.refusal, got.strategy_id, got.symbol) == ("bad_input", "", "")
+    assert values(registry)["position_decisions_total{strategy_id=}"] == 1.0
+
+
+def test_numbers_of_numpy_are_shown_as_the_engine_took_them(clock: Clock) -> None:
+    engine, registry, _ = make(clock)
+    feeds = CascadeIndicators(oi_change_pct=np.uint8(1), funding_rate=np.float16(60_000.0))  # type: ignore[arg-type]
+    with np.errstate(over="raise"):
+        decision = engine.calculate_position(signal(clock, confidence=np.float16(0.5)), feeds, 100.0)
+        found = values(registry)
+    parts = {name: value for name, value in found.items() if name.startswith("cascade_risk_components")}
+    assert parts["cascade_risk_components{component=open_interest}"] == 0.0, "open interest that doubles is no fall"
+    assert found["cascade_risk_score"] == decision.cascade_risk == 1.0
+    assert found["bayesian_edge"] == pytest.approx(0.7 * 0.5 * 0.06 + 0.3 * 0.05)
+
+
 def test_reloads_and_callbacks(clock: Clock) -> None:
     engine, registry, _ = make(clock)
     engine.reload(load_config(None, {"risk": {"max_leverage": 1.5}}))
