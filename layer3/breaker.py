@@ -24,7 +24,8 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from layer3.errors import ConfigurationError, DataError
+from layer3 import settings
+from layer3.errors import DataError
 
 __all__ = ["BreakerConfig", "BreakerFigures", "CircuitBreaker", "Listener", "Permit", "State"]
 
@@ -33,6 +34,9 @@ State = Literal["closed", "half_open", "open"]
 Listener = Callable[[State, State, str], None]
 _STATES: Final = ("closed", "half_open", "open")
 _VERSION: Final = 1
+#: Longest duration that a configuration may name, seconds, and most calls.
+_LONGEST: Final = 86_400.0
+_MOST_CALLS: Final = 1_000_000
 #: Beyond any duration, in seconds, and still a number to add to.
 _FOREVER: Final = 1e12
 logger = logging.getLogger(__name__)
@@ -40,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BreakerConfig:
-    """When to open and how long to stay open; durations in seconds.
+    """When to open and how long to stay open; durations in seconds, at most a day.
 
     Opens after ``failures`` in a row, or when at least ``failure_rate`` of the calls failed that were
     answered within the last ``window`` seconds (the latest ``window_calls`` of them), once there are
@@ -61,20 +65,16 @@ class BreakerConfig:
     lease: float = 5.0
 
     def __post_init__(self) -> None:
-        self._require("failures", self.failures >= 1, "at least 1")
-        self._require("window", 0.0 < self.window < math.inf, "a number of seconds above 0")
-        self._require("minimum_calls", self.minimum_calls >= 1, "at least 1")
-        self._require("window_calls", self.window_calls >= self.minimum_calls, "at least minimum_calls")
-        self._require("failure_rate", 0.0 < self.failure_rate <= 1.0, "a fraction in (0, 1]")
-        self._require("first_wait", 0.0 < self.first_wait < math.inf, "a number of seconds above 0")
-        self._require("factor", 1.0 <= self.factor < math.inf, "at least 1")
-        self._require("longest_wait", self.first_wait <= self.longest_wait < math.inf, "at least first_wait")
-        self._require("jitter", 0.0 <= self.jitter < 1.0, "a fraction in [0, 1)")
-        self._require("lease", 0.0 < self.lease < math.inf, "a number of seconds above 0")
-
-    def _require(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ConfigurationError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+        settings.within(self, "failures", 1, _MOST_CALLS, whole=True)
+        settings.within(self, "window", 0.0, _LONGEST, open_low=True)
+        settings.within(self, "minimum_calls", 1, _MOST_CALLS, whole=True)
+        settings.within(self, "window_calls", self.minimum_calls, _MOST_CALLS, whole=True)
+        settings.within(self, "failure_rate", 0.0, 1.0, open_low=True)
+        settings.within(self, "first_wait", 0.0, _LONGEST, open_low=True)
+        settings.within(self, "factor", 1.0, math.inf)
+        settings.within(self, "longest_wait", self.first_wait, _LONGEST)
+        settings.within(self, "jitter", 0.0, 1.0, open_high=True)
+        settings.within(self, "lease", 0.0, _LONGEST, open_low=True)
 
 
 @dataclass(frozen=True, slots=True)

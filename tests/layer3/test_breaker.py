@@ -298,11 +298,19 @@ def test_a_listener_that_fails_harms_nobody_and_is_known(caplog: pytest.LogCaptu
         {"jitter": 1.0},
         {"jitter": -0.1},
         {"lease": 0.0},
+        {"lease": 1e9},
+        {"failures": 2.5},
+        {"failures": True},
+        {"failures": float("inf")},
+        {"window_calls": 100.0},
+        {"window_calls": 10**12},
+        {"first_wait": "30"},
+        {"jitter": None},
     ],
 )
 def test_configurations_that_are_none(change: dict[str, Any]) -> None:
     name = "longest_wait" if change == {"first_wait": 301.0} else next(iter(change))
-    with pytest.raises(ConfigurationError, match=f"^{name} is "):
+    with pytest.raises(ConfigurationError, match=f"^BreakerConfig.{name} is "):
         BreakerConfig(**change)
 
 
