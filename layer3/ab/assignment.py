@@ -80,8 +80,8 @@ class Design:
     daily_loss: float = 0.02
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name.strip():
-            raise ConfigurationError(f"Design.name is {self.name!r}; it must be a name that is not empty")
+        if not isinstance(self.name, str) or not self.name.strip() or not self.name.isprintable():
+            raise ConfigurationError(f"Design.name is {self.name!r}; it must be printable, and not empty")
         settings.one_of(self, "unit", UNITS)
         settings.within(self, "planned_days", 0.0, 3_650.0, open_low=True)
         settings.within(self, "expected_units", 10, 1_000_000_000, whole=True)

@@ -19,7 +19,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from layer3 import settings
@@ -57,6 +66,17 @@ def _number(value: object) -> object:
 
 Number = Annotated[float, BeforeValidator(_number)]
 Whole = Annotated[int, BeforeValidator(_number)]
+
+
+def _printable(value: str) -> str:
+    # "" would be this folder, and of every address of a host this machine's.
+    if not value.isprintable() or not value.strip():
+        raise ValueError("a name is not empty and holds no control character")
+    return value
+
+
+#: A path or a host; where there may be none, null says so.
+Name = Annotated[str, AfterValidator(_printable)]
 
 
 def _scalars(values: object) -> object:
@@ -97,9 +117,9 @@ class PolicySettings(_Section):
     #: Send an ID token with each call (a private Cloud Run service asks for one).
     authenticate: bool = False
     #: A file with nothing but an API key, sent with each call; followed while running.
-    api_key_file: str | None = None
+    api_key_file: Name | None = None
     #: A policy folder, or a store that names its champion.
-    model_path: str | None = None
+    model_path: Name | None = None
     #: Where no policy answers; 1.0 is the base Kelly size, 0.0 trades nothing.
     fallback_multiplier: Number = Field(default=1.0, ge=0.0, le=2.0)
 
@@ -126,7 +146,7 @@ class RiskSettings(_Section):
     #: nothing: the others carry the whole risk.
     min_feeds: Whole = Field(default=1, ge=0, le=6)
     #: While this file exists every size is zero.
-    kill_file: str | None = None
+    kill_file: Name | None = None
     #: Whether SIGUSR1 makes every size zero.
     kill_signal: bool = False
 
@@ -144,7 +164,7 @@ class MarketSettings(_Section):
 class StateSettings(_Section):
     """Where what was learnt is kept over a restart; without a path it is not."""
 
-    path: str | None = None
+    path: Name | None = None
     every_s: Number = Field(default=60.0, gt=0.0, le=86_400.0)
     #: A snapshot that cannot be read stops the start, unless this says to begin anew.
     start_fresh_if_unreadable: bool = False
@@ -154,14 +174,14 @@ class MetricsSettings(_Section):
     """Prometheus metrics and where they are exposed."""
 
     enabled: bool = True
-    host: str = "127.0.0.1"
+    host: Name = "127.0.0.1"
     port: Whole = Field(default=9_108, ge=0, le=65_535)
 
 
 class DecisionLogSettings(_Section):
     """The append-only log of decisions; without a path there is none."""
 
-    path: str | None = None
+    path: Name | None = None
     #: When a record must be on the disk: before the decision is told, every ``interval_s``, or when it suits.
     fsync: Literal["each", "interval", "none"] = "each"
     interval_s: Number = Field(default=1.0, gt=0.0, le=3_600.0)
@@ -183,7 +203,7 @@ class ExperimentSettings(_Section):
     From ``name`` to ``daily_loss`` as :class:`layer3.ab.assignment.Design` says, which bounds them.
     """
 
-    path: str | None = None
+    path: Name | None = None
     #: How long an answer waits at most until its record is on the disk; it goes out then, and the record follows.
     wait_ms: Number = Field(default=50.0, ge=0.0, le=60_000.0)
     #: Gives every decision this arm, for tests; left out of the analysis.
