@@ -18,7 +18,7 @@ from layer3.live.configuration import load_config
 from layer3.live.inputs import position_worth
 from layer3.live.metrics import Metrics
 from layer3.live.phase1 import Layer3Phase1, Observer
-from layer3.live.reload import ConfigWatcher
+from layer3.live.reload import ConfigWatcher, fingerprint
 from layer3.types import CascadeIndicators, ClosedTrade, PositionSizingDecision, TacticalSignal
 
 __all__ = ["Layer3Phase1", "Layer3Phase1RL", "Observer"]
@@ -92,11 +92,12 @@ class Layer3Phase1RL(Layer3Phase1):
             },
         }
         given = _given(overrides)
+        seen = None if config_path is None else fingerprint(Path(config_path))
         super().__init__(load_config(config_path, given), **engine)
         self.watcher: ConfigWatcher | None = None
         if config_path is not None and self.config.hot_reload:
             path = Path(config_path)
-            self.watcher = ConfigWatcher(path, lambda: load_config(path, given), self)
+            self.watcher = ConfigWatcher(path, lambda: load_config(path, given), self, seen)
         self.registry: CollectorRegistry | None = None
         if self.config.metrics.enabled:
             self.registry = CollectorRegistry()

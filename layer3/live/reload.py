@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import watchfiles
 from layer3.errors import HimariError
 from layer3.live.configuration import Layer3Config
 
-__all__ = ["ConfigWatcher", "Reloadable"]
+__all__ = ["ConfigWatcher", "Reloadable", "fingerprint"]
 
 _log = logging.getLogger(__name__)
 _DEBOUNCE_MS = 50
@@ -31,15 +32,27 @@ class Reloadable(Protocol):
         """Take up another one, or raise and keep the present one."""
 
 
+def fingerprint(path: Path) -> bytes:
+    """The hash of what the file at ``path`` holds, b"" where it cannot be read, or only once, as a pipe."""
+    try:
+        return hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b""
+    except OSError:
+        return b""
+
+
 class ConfigWatcher:
     """Watches the folder of ``path``, so that editors that replace the file are seen too, in a thread of its own.
 
-    ``load`` reads and checks the configuration; ``callbacks`` are called with the new one after it took effect.
+    ``load`` reads and checks the configuration; ``seen`` is the file's :func:`fingerprint` from before it was read
+    first, so that no change on the way from there is missed (without one that of now); ``callbacks`` are called with
+    the new configuration after it took effect.
     ``reloads`` counts changes that took effect, ``rejected`` those that could not be used, ``callback_errors``
     callbacks that raised. A change of the file that changes no setting is none.
     """
 
-    def __init__(self, path: Path, load: Callable[[], Layer3Config], engine: Reloadable) -> None:
+    def __init__(
+        self, path: Path, load: Callable[[], Layer3Config], engine: Reloadable, seen: bytes | None = None
+    ) -> None:
         self._path = path.absolute()
         self._load = load
         self._engine = engine
@@ -47,7 +60,7 @@ class ConfigWatcher:
         self._checking = threading.Lock()
         self.callbacks: list[Callable[[Layer3Config], None]] = []
         self.reloads = self.rejected = self.callback_errors = 0
-        self._loaded = self._signature()
+        self._seen = fingerprint(self._path) if seen is None else seen
         self._thread = threading.Thread(target=self._run, name="himari-config", daemon=True)
         self._thread.start()
 
@@ -88,7 +101,6 @@ class ConfigWatcher:
             _log.exception("a callback of the configuration failed")
 
     def _run(self) -> None:
-        before = self._loaded
         # Yields on a timeout too: what changed before the watch began, or behind a symbolic link, is seen then.
         for _ in watchfiles.watch(
             self._path.parent,
@@ -100,14 +112,7 @@ class ConfigWatcher:
             recursive=False,
             raise_interrupt=False,
         ):
-            now = self._signature()
-            if now != before:
-                before = now
+            now = fingerprint(self._path)
+            if now != self._seen:
+                self._seen = now
                 self.check()
-
-    def _signature(self) -> tuple[int, ...]:
-        try:
-            found = self._path.stat()
-        except OSError:
-            return ()
-        return found.st_mtime_ns, found.st_size, found.st_ino

@@ -37,7 +37,7 @@ from layer3.live.metrics import Metrics, MetricsServer
 from layer3.live.phase1 import Layer3Phase1
 from layer3.live.recorder import Recorder, head
 from layer3.live.recovery import recovered
-from layer3.live.reload import ConfigWatcher
+from layer3.live.reload import ConfigWatcher, fingerprint
 from layer3.live.streams import Stop, open_sink, open_source, shown
 from layer3.live.table import DecisionTable
 from layer3.live.tally import Tally
@@ -94,21 +94,22 @@ def main(given: Sequence[str] | None = None) -> int:
     stop = Stop()
     with _signals(stop):
         try:
+            seen = None if options.config is None else fingerprint(options.config)
             config = load_config(options.config, _overrides(options))
         except HimariError as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
         logs.configure(sys.stderr, config.logging.level)
         try:
-            return _run(options, config, stop)
+            return _run(options, config, seen, stop)
         except OSError as error:  # the state or the log could not be saved at the end
             return _failed(error)
 
 
-def _run(options: argparse.Namespace, config: Layer3Config, stop: Stop) -> int:
+def _run(options: argparse.Namespace, config: Layer3Config, seen: bytes | None, stop: Stop) -> int:
     with contextlib.ExitStack() as open_things:
         try:
-            runner = _assemble(options, config, stop, open_things)
+            runner = _assemble(options, config, seen, stop, open_things)
         except (HimariError, OSError) as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             with contextlib.suppress(OSError):  # the state that could not be saved cannot be saved
@@ -149,9 +150,14 @@ def _failed(error: Exception) -> int:
 
 
 def _assemble(
-    options: argparse.Namespace, config: Layer3Config, stop: Stop, open_things: contextlib.ExitStack
+    options: argparse.Namespace,
+    config: Layer3Config,
+    seen: bytes | None,
+    stop: Stop,
+    open_things: contextlib.ExitStack,
 ) -> Runner:
-    """The runner and all it needs, which ``open_things`` closes in the reverse order: the state is saved last."""
+    """The runner and all it needs, which ``open_things`` closes in the reverse order: the state is saved last.
+    ``seen`` is the fingerprint of the configuration's file when it was read."""
     clock = SignalClock() if options.clock == "signal" else None
     now = time.time_ns if clock is None else clock
     experiment = None if config.experiment.path is None else open_things.enter_context(_experiment(config))
@@ -178,7 +184,7 @@ def _assemble(
         engine.observers.append(experiment.observe)
     watcher = None
     if config.hot_reload and options.config is not None:
-        watcher = ConfigWatcher(options.config, lambda: load_config(options.config, _overrides(options)), engine)
+        watcher = ConfigWatcher(options.config, lambda: load_config(options.config, _overrides(options)), engine, seen)
         open_things.callback(watcher.stop)
     if config.metrics.enabled:
         registry = CollectorRegistry()

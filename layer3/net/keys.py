@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
@@ -31,10 +33,14 @@ def read_key(path: Path) -> str:
     ConfigurationError : the file cannot be read, is empty, or holds something else
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigurationError(f"cannot read the API key in {path}: it is no regular file")
             content = file.read(_MOST)
     except OSError as error:
         raise ConfigurationError(f"cannot read the API key in {path}: {error.strerror}") from error
+    except ValueError as error:  # a NUL in the name
+        raise ConfigurationError(f"cannot read the API key in {str(path)!r}: {error}") from error
     key = content.decode("ascii", errors="replace").rstrip("\r\n")
     if not key:
         raise ConfigurationError(f"{path} is empty: write the API key there")
@@ -43,6 +49,11 @@ def read_key(path: Path) -> str:
             f"{path} holds no API key: expected 16 to 256 printable characters of ASCII, no space, and nothing else"
         )
     return key
+
+
+def _at_once(path: str, flags: int) -> int:
+    # A pipe to which nobody writes must not hold the caller.
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def key_source(path: Path, key: str) -> Callable[[], tuple[str, float]]:

@@ -9,9 +9,9 @@ import pytest
 
 from layer3.engine import Layer3Phase1RL
 from layer3.live.configuration import Layer3Config, load_config
-from layer3.live.reload import ConfigWatcher
+from layer3.live.reload import ConfigWatcher, fingerprint
 from tests.fakes.servers import wait_for
-from tests.live.desk import CALM, NOON, OFF, Desk, signal_of
+from tests.live.desk import CALM, NOON, OFF, Desk, Scripted, signal_of
 
 
 def replaced(file: Path, text: str) -> None:
@@ -51,6 +51,31 @@ def test_a_changed_file_takes_effect(file: Path, watched: tuple[Desk, ConfigWatc
     replaced(file, "portfolio_value: 3000\n")
     wait_for(lambda: watcher.reloads == 2)
     assert desk.engine.config.portfolio_value == 3_000.0
+
+
+def test_a_change_between_the_first_reading_and_the_watch_takes_effect(file: Path) -> None:
+    desk, seen = Desk({**OFF, "portfolio_value": 1_000.0}), fingerprint(file)
+    written = file.stat()
+    file.write_text("portfolio_value: 2000\n")
+    os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns))  # of the same size, within one tick of the clock
+    watcher = ConfigWatcher(file, lambda: load_config(file, OFF), desk.engine, seen)
+    try:
+        wait_for(lambda: watcher.reloads == 1)
+    finally:
+        watcher.stop()
+    assert desk.engine.config.portfolio_value == 2_000.0
+
+
+def test_a_change_while_the_engine_is_made_takes_effect(file: Path) -> None:
+    cloud = "deployment_mode: cloud\npolicy: {endpoint: 'http://127.0.0.1:9'}\nportfolio_value: "
+
+    def connect(*_: object) -> Scripted:
+        file.write_text(f"{cloud}2000\n")
+        return Scripted(1.0)
+
+    file.write_text(f"{cloud}1000\n")
+    with Layer3Phase1RL(config_path=file, connect=connect) as engine:
+        wait_for(lambda: engine.config.portfolio_value == 2_000.0)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,9 @@ def test_what_is_no_key_is_one_sentence_that_does_not_show_it(tmp_path: Path, co
 
 
 def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
-    for path, why in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory")):
+    os.mkfifo(tmp_path / "pipe")
+    cases = (("none", "No such file"), (".", "Is a directory"), ("pipe", "it is no regular"), ("a\0b", "embedded"))
+    for path, why in ((tmp_path / name, why) for name, why in cases):
         with pytest.raises(ConfigurationError, match=f"cannot read the API key in .*: {why}"):
             keys.read_key(path)
 
