@@ -46,7 +46,7 @@ variable "callers" {
 }
 
 variable "allow_unauthenticated" {
-  description = "Let anybody on the internet call the service. Behind IAM the server asks nobody who he is: first release with --allow-unauthenticated, whose revision checks ID tokens itself, then set this."
+  description = "Let anybody on the internet reach the service, which then checks callers itself. While a release serves that was made without allow_unauthenticated in config/cloud.yaml, nobody checks them: release with it first."
   type        = bool
   default     = false
 }

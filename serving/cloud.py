@@ -27,6 +27,7 @@ _SCOPE: Final = "https://www.googleapis.com/auth/cloud-platform"
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _OVERRIDES: Final = {"HIMARI_PROJECT": "project", "HIMARI_REGION": "region", "HIMARI_STORE": "store"}
 _PINNED: Final = re.compile(r"[\w.\-/:]+@sha256:[0-9a-f]{64}")
+_EMAIL: Final = r"[^\s,@]+@[^\s,@]+"
 #: Per field what it must look like, and the same in words.
 _SHAPES: Final = {
     "project": (r"[a-z][a-z0-9-]{4,28}[a-z0-9]", "a project id, 6 to 30 of a-z, 0-9 and -"),
@@ -40,6 +41,7 @@ _SHAPES: Final = {
     ),
     "serving_service_account": (r"[a-z0-9.-]+(@[a-z0-9.-]+\.gserviceaccount\.com)?", "an account's name or its e-mail"),
     "api_keys_secret": (r"[A-Za-z0-9_-]{0,255}", "up to 255 of A-Z, a-z, 0-9, _ and -, or empty for none"),
+    "id_token_emails": (rf"({_EMAIL}(,{_EMAIL})*)?", "accounts' e-mail addresses, joined by commas, or empty for none"),
     "images_file": (r"\S.*", "a path"),
 }
 _REQUIRED: Final = ("project", "store")
@@ -83,8 +85,9 @@ class Cloud:
     """Project, region, names and limits; checked when built.
 
     ``store`` is ``gs://bucket[/path]`` and holds runs/, models/ and channels/; ``service`` is the Cloud Run
-    service, "" where a release only names the champion in the store; ``api_keys_secret`` is the secret with the
-    keys of callers that a server takes where IAM does not check them, "" for none; ``canary_window_seconds`` is how
+    service, "" where a release only names the champion in the store; ``allow_unauthenticated`` is whether its server
+    checks callers in IAM's place, then ``api_keys_secret`` is the secret with their keys and ``id_token_emails`` whose
+    tokens it takes, each "" for none; ``canary_window_seconds`` is how
     long each step of a release there is watched; ``max_cost_usd`` is what one run may be estimated to cost;
     ``register_rejected`` is whether the model registry holds what the gate refused, too.
     """
@@ -96,7 +99,9 @@ class Cloud:
     pipeline_service_account: str = "himari-dev-pipeline"
     serving_service_account: str = "himari-dev-serving"
     service: str = "himari-dev"
+    allow_unauthenticated: bool = False
     api_keys_secret: str = ""
+    id_token_emails: str = ""
     images_file: str = "build/images.json"
     canary_window_seconds: float = 300.0
     max_cost_usd: float = 10.0
@@ -110,6 +115,7 @@ class Cloud:
                 continue  # load_cloud asks for them, so that a file may leave one to the environment
             if not isinstance(value, str) or not re.fullmatch(shape, value):
                 raise ConfigurationError(f"{name} is {value!r}; it must be {words}")
+        settings.true_or_false(self, "allow_unauthenticated")
         settings.true_or_false(self, "register_rejected")
         settings.within(self, "canary_window_seconds", 0.0, 86_400.0, open_low=True)
         settings.within(self, "max_cost_usd", 0.0, 10_000.0, open_low=True)

@@ -194,8 +194,8 @@ def _place(chosen: argparse.Namespace) -> tuple[str, Platform]:
     if not cloud.service:  # releases only name the champion in the store
         return cloud.store, Local(port=chosen.port if chosen.command == "promote" else None)
     target = Target.of(cloud)
-    if chosen.command == "promote":
-        target = replace(target, allow_unauthenticated=chosen.allow_unauthenticated)
+    if chosen.command == "promote" and chosen.allow_unauthenticated:
+        target = replace(target, allow_unauthenticated=True)
     if chosen.command == "promote" or (chosen.command == "rollback" and Path(cloud.images_file).exists()):
         target = replace(target, image=cloud.images().serving)
     return cloud.store, connect(target, cloud.store, log=_say)
@@ -278,7 +278,7 @@ def _parser() -> argparse.ArgumentParser:
     promote.add_argument(
         "--allow-unauthenticated",
         action="store_true",
-        help="on Cloud Run: switch IAM's check of callers off, the server then checks their ID tokens itself",
+        help="on Cloud Run: switch IAM's check of callers off, the server then checks their ID tokens and keys itself",
     )
     promote.add_argument("--json", action="store_true", help="print the release and its steps as JSON")
     promote.set_defaults(run=_promote)

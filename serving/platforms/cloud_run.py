@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -35,7 +35,9 @@ from serving.platforms.template import (
     CANDIDATE,
     CHAMPION,
     TEMPLATE,
+    accounts,
     arrange,
+    checks_callers,
     has_failed,
     model_of,
     named,
@@ -157,6 +159,7 @@ class CloudRun:
         progress.undo = lambda: ""
         with progress:
             with progress.step("revision"):
+                self._require_welcome(service, made)
                 trial = self._start(champion.model_id, progress, progress.undo, made)
                 progress.detail = trial.revision
             prove(self._tagged(trial.service, CANDIDATE), stored, progress, self._health_seconds, settling=True)
@@ -193,12 +196,15 @@ class CloudRun:
         else:
             template = self._template(before, model_id)
             name, is_new = self._name(template)
+        checks = checks_callers(made or template)
+        if before is not None and not checks:
+            self._require_guarded()
         base, is_champion = base_of(service, name)
         progress.undo = lambda: self._traffic.put_back(before, untouched)
         self._traffic.share(service, arrange(service, base, is_champion, name, 0))
         self._traffic.mark(service)
         # Never reachable by anybody while it asks nobody: the check may stay off only if the newcomer checks too.
-        service.invoker_iam_disabled = service.invoker_iam_disabled and self._target.allow_unauthenticated
+        service.invoker_iam_disabled = service.invoker_iam_disabled and checks
         if is_new:
             template.revision = name
             service.template = template
@@ -248,8 +254,31 @@ class CloudRun:
                 f"{self._target.service} does not exist yet, and so has no URL for which callers' tokens could be: "
                 "release once without --allow-unauthenticated"
             )
-        uri = model_folder(self._store, model_id)
-        return revision_template(self._target, model_id, uri, list(service.urls) if service else [])
+        uri, target = model_folder(self._store, model_id), self._target
+        if target.allow_unauthenticated and service is not None:
+            # Whoever releases asks the candidate, too.
+            emails = {*filter(None, target.id_token_emails.split(",")), self._tokens(service.uri).account()}
+            target = replace(target, id_token_emails=",".join(sorted(emails)))
+        return revision_template(target, model_id, uri, list(service.urls) if service else [])
+
+    def _require_guarded(self) -> None:
+        """Raise where IAM lets everybody in, before a server that asks nobody."""
+        target = self._target
+        if everybody := self._api.everybody():
+            raise ReleaseError(
+                f"IAM lets {everybody} call {target.service}, whose server would ask nobody who they are: take that "
+                f"back (`gcloud run services remove-iam-policy-binding {target.service} --region={target.region} "
+                f"--member={everybody} --role=roles/run.invoker`, and allow_unauthenticated in Terraform), or set "
+                "allow_unauthenticated in config/cloud.yaml"
+            )
+
+    def _require_welcome(self, service: run_v2.Service | None, made: run_v2.Revision | None) -> None:
+        """Raise where the server of ``made`` takes other accounts' tokens and not ours: it could prove nothing."""
+        welcome = accounts(made) if made else []
+        if service and made and welcome and (ours := self._tokens(service.uri).account()) not in welcome:
+            raise ReleaseError(
+                f"{short(made.name)} answers {', '.join(welcome)} and not {ours}: run the same command as one of them"
+            )
 
     def _new_service(self) -> run_v2.Service:
         return run_v2.Service(labels=MANAGED, ingress=run_v2.IngressTraffic.INGRESS_TRAFFIC_ALL)

@@ -18,6 +18,7 @@ import requests  # type: ignore[import-untyped]
 from google.api_core import exceptions
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import run_v2
+from google.iam.v1 import iam_policy_pb2  # type: ignore[import-untyped]
 from google.longrunning import operations_pb2  # type: ignore[import-untyped]
 
 from layer3.errors import RefusedError, SourceError
@@ -35,6 +36,7 @@ _CALL_SECONDS: Final = 30.0
 _PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
 LONGEST_PAUSE: Final = 30.0
 _POLL_SECONDS: Final = (0.2, 5.0)
+_EVERYBODY: Final = ("allUsers", "allAuthenticatedUsers")
 _SILENCE: Final = (
     exceptions.TooManyRequests,
     exceptions.ServerError,
@@ -82,6 +84,15 @@ class RunApi:
             lambda: list(self._revisions.list_revisions(parent=self._target.name, **self._limits)),
         )
         return sorted(found, key=lambda revision: revision.create_time, reverse=True)
+
+    def everybody(self) -> str:
+        """Which member that stands for everybody IAM lets use the service; "" where none does."""
+        request = iam_policy_pb2.GetIamPolicyRequest(resource=self._target.name)
+        policy = self._ask(
+            "see who may call the service", lambda: self._services.get_iam_policy(request=request, **self._limits)
+        )
+        members = {member for binding in policy.bindings for member in binding.members}
+        return next((member for member in _EVERYBODY if member in members), "")
 
     def create(self, service: run_v2.Service, reached: Callable[[run_v2.Service], bool]) -> run_v2.Service:
         """Create the service and wait until it is as asked; ``reached`` says whether it is."""

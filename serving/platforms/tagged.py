@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from google.auth import jwt
+
 from layer3.errors import ConfigurationError, SourceError
 from layer3.net.address import Place
 from layer3.net.tokens import TokenSource, checked_token, metadata_tokens
@@ -43,6 +45,23 @@ class Tokens:
                     "GOOGLE_APPLICATION_CREDENTIALS to the file that it names"
                 ) from error
         return self._held[0]
+
+    def account(self) -> str:
+        """The e-mail address of the account whose tokens they are.
+
+        Raises
+        ------
+        ConfigurationError : there is no token, or it names no address
+        """
+        try:
+            email = jwt.decode(self(), verify=False).get("email")  # type: ignore[no-untyped-call]
+        except ValueError as error:
+            raise ConfigurationError(f"the identity token of this machine cannot be read ({error})") from error
+        if not isinstance(email, str) or not email:
+            raise ConfigurationError(
+                "the identity token of this machine names no account: release as a service account"
+            )
+        return email
 
 
 def identity_tokens(audience: str) -> TokenSource:

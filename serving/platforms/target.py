@@ -24,8 +24,8 @@ class Target:
     ``image`` is pinned by digest; it may be empty where no revision will be made (status, a rollback).
     ``window_seconds`` is how long each step of the canary is watched. Cloud Monitoring shows what happened about
     three minutes later, so that a shorter window is judged by the release's own questions alone.
-    ``allow_unauthenticated`` switches IAM's check of callers off. The server then asks for ID tokens itself, or for
-    one of the keys in the secret ``api_keys_secret``, if there is one.
+    ``allow_unauthenticated`` switches IAM's check of callers off. The server then asks for ID tokens of the accounts
+    ``id_token_emails`` (joined by commas) itself, or for one of the keys in the secret ``api_keys_secret``.
     """
 
     project: str = ""
@@ -39,6 +39,7 @@ class Target:
     window_seconds: float = 300.0
     allow_unauthenticated: bool = False
     api_keys_secret: str = ""
+    id_token_emails: str = ""
     endpoints: Endpoints = field(default_factory=Endpoints)
 
     def __post_init__(self) -> None:
@@ -47,6 +48,11 @@ class Target:
         settings.within(self, "concurrency", 1, 1000, whole=True)
         settings.within(self, "window_seconds", 0.0, 86_400.0, open_low=True)
         settings.true_or_false(self, "allow_unauthenticated")
+        if self.allow_unauthenticated and not (self.id_token_emails or self.api_keys_secret):
+            raise ConfigurationError(
+                "allow_unauthenticated leaves nobody who says who may call: set id_token_emails (their accounts) or "
+                "api_keys_secret (their keys) in config/cloud.yaml"
+            )
         if self.image and not _PINNED.fullmatch(self.image):
             raise ConfigurationError(
                 f"Target.image is {self.image!r}; it must be pinned by digest, as name@sha256:<64 hex digits>: "
@@ -77,7 +83,9 @@ class Target:
             service=cloud.service,
             service_account=cloud.serving_service_account,
             window_seconds=cloud.canary_window_seconds,
+            allow_unauthenticated=cloud.allow_unauthenticated,
             api_keys_secret=cloud.api_keys_secret,
+            id_token_emails=cloud.id_token_emails,
             endpoints=cloud.endpoints,
         )
 

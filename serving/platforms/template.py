@@ -5,9 +5,9 @@ champion is told by a tag and by the service's labels.
 
 **Who may call.** Behind IAM's check, as here by default, the container gets no request that Google's front has not
 admitted, and a token's signature is taken out on the way, so that the server could not check it if it wanted to:
-it runs with AUTH=off. Where IAM's check is switched off, the server checks ID tokens itself, and takes API keys, too,
-where a secret has them. A release asks with a token either way. A revision that checks nobody is never reachable
-without IAM: the check is off only while every revision with traffic checks by itself.
+it runs with AUTH=off. Where IAM's check is switched off, the server checks ID tokens itself, of accounts that are
+named, and takes API keys, too, where a secret has them. A release asks with a token either way. A revision that checks
+nobody is never reachable without IAM: the check is off only while every revision with traffic checks by itself.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ __all__ = [
     "MODEL",
     "TEMPLATE",
     "Shares",
+    "accounts",
     "arrange",
     "checks_callers",
     "has_failed",
@@ -56,6 +57,8 @@ _PORT: Final = 8080
 #: Where the keys of callers are mounted, and the file that they are there; Cloud Run reads it anew from the secret.
 _KEYS_FOLDER: Final = "/secrets/api-keys"
 _KEYS_FILE: Final = "keys.txt"
+#: The server's own setting: whose ID tokens it takes.
+_EMAILS: Final = "ID_TOKEN_EMAILS"
 _REQUEST_SECONDS: Final = 30
 _NAME_LENGTH: Final = 63
 _BY_NAME: Final = run_v2.TrafficTargetAllocationType.TRAFFIC_TARGET_ALLOCATION_TYPE_REVISION
@@ -79,7 +82,7 @@ def revision_template(
         )
     environment = {"MODEL_URI": model_uri, "AUTH": "off"}
     if target.allow_unauthenticated:
-        environment |= {"AUTH": "id-token", "ID_TOKEN_AUDIENCE": ",".join(audiences)}
+        environment |= {"AUTH": "id-token", "ID_TOKEN_AUDIENCE": ",".join(audiences), _EMAILS: target.id_token_emails}
     keys = _keys(target.api_keys_secret) if target.allow_unauthenticated and target.api_keys_secret else None
     if keys is not None:
         environment |= {"AUTH": "key,id-token", "API_KEYS_FILE": f"{_KEYS_FOLDER}/{_KEYS_FILE}"}
@@ -178,13 +181,19 @@ def has_failed(revision: run_v2.Revision) -> str | None:
     return None
 
 
-def checks_callers(revision: run_v2.Revision) -> bool:
+def checks_callers(revision: run_v2.Revision | run_v2.RevisionTemplate) -> bool:
     """Whether its server checks by itself who calls."""
     return any(
         variable.name == "AUTH" and variable.value not in ("", "off")
         for container in revision.containers
         for variable in container.env
     )
+
+
+def accounts(revision: run_v2.Revision) -> list[str]:
+    """Whose ID tokens its server takes; none where it does not ask."""
+    values = [each.value for container in revision.containers for each in container.env if each.name == _EMAILS]
+    return ",".join(values).split(",") if any(values) else []
 
 
 def _keys(secret: str) -> run_v2.Volume:

@@ -83,7 +83,8 @@ class Traffic:
         )
         service.annotations.pop(_RELEASE, None)
         service.invoker_iam_disabled = checks_callers(recorded) and (
-            service.invoker_iam_disabled or (bool(promoted) and allow)
+            # Where IAM lets everybody in there is nothing to switch off, which takes a role that few have.
+            service.invoker_iam_disabled or (bool(promoted) and allow and not self._api.everybody())
         )
         if service != before:
             service = self._api.update(service, mask_of(before, service), as_asked(service, None))

@@ -14,6 +14,7 @@ import pytest
 from layer3.agent.policy import Policy
 from layer3.agent.policy_file import load_policy
 from layer3.champion import Channel, read
+from layer3.errors import ReleaseError
 from serving.canary import Comparison, Limits
 from serving.cloud import Endpoints
 from serving.platforms.cloud_run import CloudRun
@@ -165,3 +166,15 @@ def ground(folder: Path) -> Iterator[Ground]:
             restore()
 
         yield replace(first, served=served)
+
+
+def refused(cloud: Desk, seed: int, said: str, **changes: object) -> str:
+    """A release that ends with ``said``, and leaves the champion serving alone."""
+    old = cloud.champion()
+    with pytest.raises(ReleaseError, match=f"(?s){said}") as caught:
+        cloud.release(seed, **changes)
+    assert cloud.champion() == old
+    assert cloud.serving() == {old: 100}
+    assert all(to.tag != "candidate" for to in cloud.run.only().traffic)
+    assert f"{old} still serves" in str(caught.value)
+    return str(caught.value)

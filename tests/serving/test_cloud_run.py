@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,12 +13,7 @@ from layer3.errors import ConfigurationError, ReleaseError
 from serving.canary import Limits
 from serving.platforms.connect import connect
 from serving.release import release
-from tests.fakes import issuer
-from tests.fakes.servers import wait_for
-from tests.serving.cloud import CANARY, IMAGE, SERVICE, STEPS, STORE, Desk, Ground, ground
-from tests.serving.support import NEUTRAL
-
-KEY = "the-desks-own-key-0123456789"
+from tests.serving.cloud import CANARY, IMAGE, SERVICE, STEPS, STORE, Desk, Ground, ground, refused
 
 
 @pytest.fixture(scope="module")
@@ -181,74 +174,7 @@ def test_status_says_what_serves(served: Desk) -> None:
     assert lines[1].endswith(f"{served.champion()}  tag champion")
 
 
-def test_callers_that_iam_does_not_check_are_checked_by_the_server(served: Desk) -> None:
-    checks: list[tuple[str, bool]] = []
-    note = lambda line: checks.append((line, served.run.only().invoker_iam_disabled))  # noqa: E731
-    new = served.release(2, log=note, allow_unauthenticated=True).model_id
-    assert [off for line, off in checks if not line.startswith("promote ok")] == [False] * (len(checks) - 1)
-    assert served.run.only().invoker_iam_disabled
-    asked = {each.name: each.value for each in newest(served).containers[0].env}
-    assert (asked["AUTH"], asked["ID_TOKEN_AUDIENCE"]) == ("id-token", ",".join(served.run.only().urls))
-    assert ask(served, "/predict", None) == 401
-    assert ask(served, "/predict", issuer.token(issuer.claims(time.time(), aud=served.run.only().uri))) == 200
-    served.rollback()  # to a server that asks nobody: IAM does again
-    assert not served.run.only().invoker_iam_disabled
-    assert served.serving() != {new: 100}
-
-
-def test_callers_that_iam_does_not_check_may_have_a_key(served: Desk) -> None:
-    account = served.target().service_account
-    opened: dict[str, object] = {"allow_unauthenticated": True, "api_keys_secret": "keys"}
-    refused(served, 2, r"secrets/keys/versions/latest was not found", **opened)
-    served.run.secrets.put("keys", f"desk:{KEY}")
-    refused(served, 2, r"Permission denied on secret: .*secrets/keys.*roles/secretmanager\.secretAccessor", **opened)
-    served.run.secrets.put("keys", f"desk:{KEY}", account)
-    served.release(2, **opened)
-    assert served.run.only().invoker_iam_disabled
-    url = served.run.only().uri
-    assert ask(served, "/predict", None) == 401
-    assert ask(served, "/predict", None, X_API_Key="another-key-0123456789") == 401
-    assert ask(served, "/predict", None, X_API_Key=KEY) == 200
-    assert ask(served, "/predict", issuer.token(issuer.claims(time.time(), aud=url))) == 200
-    served.run.secrets.put("keys", f"desk:{KEY}-2")
-    wait_for(lambda: ask(served, "/predict", None, X_API_Key=f"{KEY}-2") == 200)
-    assert ask(served, "/predict", None, X_API_Key=KEY) == 401
-
-
-def test_a_service_that_is_not_there_cannot_be_opened(cloud: Desk) -> None:
-    with pytest.raises(ReleaseError, match=r"has no URL .*release once without --allow-unauthenticated"):
-        cloud.release(1, allow_unauthenticated=True)
-    assert cloud.run.services == {}
-
-
 # What does not
-
-
-def ask(cloud: Desk, path: str, authorization: bytes | None, **more: str) -> int:
-    """Status of the service's own address; underscores in the names of the headers ``more`` stand for dashes."""
-    connection = http.client.HTTPConnection(cloud.run.only().uri.removeprefix("http://"), timeout=60)
-    headers = {"Content-Type": "application/json"} | ({"Authorization": authorization} if authorization else {})
-    headers |= {name.replace("_", "-"): value for name, value in more.items()}
-    connection.request("POST", path, json.dumps({"state": NEUTRAL}), headers)
-    status = connection.getresponse().status
-    connection.close()
-    return status
-
-
-def newest(cloud: Desk) -> run_v2.Revision:
-    return max(cloud.run.revisions.values(), key=lambda each: each.create_time)
-
-
-def refused(cloud: Desk, seed: int, said: str, **changes: object) -> str:
-    """A release that ends with ``said``, and leaves the champion serving alone."""
-    old = cloud.champion()
-    with pytest.raises(ReleaseError, match=f"(?s){said}") as caught:
-        cloud.release(seed, **changes)
-    assert cloud.champion() == old
-    assert cloud.serving() == {old: 100}
-    assert all(to.tag != "candidate" for to in cloud.run.only().traffic)
-    assert f"{old} still serves" in str(caught.value)
-    return str(caught.value)
 
 
 def test_a_candidate_that_answers_wrongly_under_canary_is_taken_back(watched: Desk) -> None:

@@ -133,6 +133,23 @@ def test_refusals_on_the_command_line(cloud: Desk, file: str, capsys: pytest.Cap
     assert "no.yaml" in capsys.readouterr().err
 
 
+def test_nobody_is_let_in_before_it_is_said_who(cloud: Desk, file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert promote(cloud, file, 1) == 0
+    capsys.readouterr()
+    assert promote(cloud, file, 2, "--allow-unauthenticated") == 1
+    assert "set id_token_emails (their accounts) or api_keys_secret" in capsys.readouterr().err
+    path = Path(file)
+    said = yaml.safe_load(path.read_text()) | {"id_token_emails": "desk@x.example"}
+    path.write_text(yaml.safe_dump(said))
+    assert promote(cloud, file, 2, "--allow-unauthenticated") == 0
+    assert cloud.run.only().invoker_iam_disabled
+    assert promote(cloud, file, 3) == 0
+    assert not cloud.run.only().invoker_iam_disabled
+    path.write_text(yaml.safe_dump(said | {"allow_unauthenticated": True}))
+    assert promote(cloud, file, 2) == 0
+    assert cloud.run.only().invoker_iam_disabled
+
+
 @pytest.mark.parametrize("arguments", [["status"], ["status", "--store", ".", "--cloud", "x.yaml"]])
 def test_one_place_is_named(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:

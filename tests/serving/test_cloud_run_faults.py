@@ -27,6 +27,7 @@ CALLS = [
     "GetRevision",
     "ListRevisions",
     "DeleteRevision",
+    "GetIamPolicy",
     "ListTimeSeries",
 ]
 
@@ -120,7 +121,7 @@ def test_what_an_answer_asks_to_wait(said: str, seconds: float | None) -> None:
     assert retry_after({"Retry-After": said}) == seconds
 
 
-@pytest.mark.parametrize("call", ["GetService", "UpdateService", "ListTimeSeries"])
+@pytest.mark.parametrize("call", ["GetService", "UpdateService", "GetIamPolicy", "ListTimeSeries"])
 def test_a_call_that_never_gets_an_answer(served: Desk, call: str) -> None:
     old = served.champion()
     served.run.google.fail(call, "drop", times=10_000, skip=2 if call == "GetService" else 0)

@@ -15,6 +15,7 @@ from layer3.errors import ConfigurationError
 from serving.cloud import Cloud, Endpoints
 from serving.platforms.target import Target
 from serving.platforms.template import (
+    accounts,
     arrange,
     checks_callers,
     label,
@@ -68,7 +69,8 @@ def test_a_name_is_one_that_cloud_run_takes(service_id: str, model: str, attempt
         replace(TARGET, max_instances=5),
         replace(TARGET, concurrency=10),
         replace(TARGET, service_account="other@himari-tests.iam.gserviceaccount.com"),
-        replace(TARGET, allow_unauthenticated=True),
+        replace(TARGET, allow_unauthenticated=True, id_token_emails="a@x.example"),
+        replace(TARGET, allow_unauthenticated=True, id_token_emails="b@x.example"),
         replace(TARGET, allow_unauthenticated=True, api_keys_secret="keys"),
     ],
 )
@@ -89,8 +91,9 @@ def test_who_asks_callers() -> None:
     def revision(target: Target) -> run_v2.Revision:
         return run_v2.Revision(containers=template(target, audience="https://x").containers)
 
-    assert not checks_callers(revision(TARGET))
-    assert checks_callers(revision(replace(TARGET, allow_unauthenticated=True)))
+    opened = revision(replace(TARGET, allow_unauthenticated=True, id_token_emails="a@x.example,b@x.example"))
+    assert (checks_callers(revision(TARGET)), accounts(revision(TARGET))) == (False, [])
+    assert (checks_callers(opened), accounts(opened)) == (True, ["a@x.example", "b@x.example"])
     assert not checks_callers(run_v2.Revision(containers=[run_v2.Container(image="hello")]))
 
 
@@ -104,7 +107,7 @@ def test_keys_are_mounted_where_the_server_checks_callers_and_nowhere_else() -> 
     assert [(item.path, item.version) for item in volume.secret.items] == [("keys.txt", "latest")]
     assert asked["API_KEYS_FILE"] == f"{mount.mount_path}/keys.txt"
     assert (asked["AUTH"], asked["ID_TOKEN_AUDIENCE"]) == ("key,id-token", "https://x")
-    without = template(replace(opened, api_keys_secret=""), audience="https://x")
+    without = template(replace(opened, api_keys_secret="", id_token_emails="a@x.example"), audience="https://x")
     assert (list(without.volumes), list(without.containers[0].volume_mounts)) == ([], [])
 
 
@@ -151,7 +154,9 @@ def test_a_target_goes_through_a_pipelines_parameter() -> None:
         project="himari-tests",
         store="gs://himari-tests/store",
         service="himari",
+        allow_unauthenticated=True,
         api_keys_secret="himari-dev-api-keys",
+        id_token_emails="a@x.example",
         serving_service_account="himari-serving@himari-tests.iam.gserviceaccount.com",
         endpoints=Endpoints(run="http://127.0.0.1:8600"),
     )
@@ -159,8 +164,8 @@ def test_a_target_goes_through_a_pipelines_parameter() -> None:
     assert Target.from_json(target.to_json()) == target
     assert "\n" not in target.to_json()
     assert (target.min_instances, target.max_instances, target.endpoints.run) == (0, 10, "http://127.0.0.1:8600")
-    assert not target.allow_unauthenticated
-    assert target.api_keys_secret == "himari-dev-api-keys"
+    assert target.allow_unauthenticated
+    assert (target.api_keys_secret, target.id_token_emails) == ("himari-dev-api-keys", "a@x.example")
     assert target.window_seconds == cloud.canary_window_seconds
     assert target.name == "projects/himari-tests/locations/us-central1/services/himari"
 
@@ -175,6 +180,7 @@ def test_a_target_goes_through_a_pipelines_parameter() -> None:
         ({"concurrency": 0}, "concurrency"),
         ({"window_seconds": 0}, "window_seconds"),
         ({"allow_unauthenticated": "yes"}, "allow_unauthenticated"),
+        ({"allow_unauthenticated": True}, r"set id_token_emails .* or api_keys_secret"),
         ({"allow-unauthenticated": True}, "allow-unauthenticated"),
         ({"project": ""}, "target.project is missing"),
         ({"service_account": ""}, "target.service_account is missing"),

@@ -132,6 +132,17 @@ def test_a_token_is_used_until_it_is_about_to_expire() -> None:
     assert len(fetched) == 2
 
 
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [(issuer.token(issuer.claims(0, email=None)).decode().removeprefix("Bearer "), "no account"), ("x", "be read")],
+)
+def test_whose_they_are(token: str, said: str) -> None:
+    ours = issuer.token(issuer.claims(0, email=CI)).decode().removeprefix("Bearer ")
+    assert Tokens(lambda: (ours, 9e9), wall=lambda: 0.0).account() == CI
+    with pytest.raises(ConfigurationError, match=said):
+        Tokens(lambda: (token, 9e9), wall=lambda: 0.0).account()
+
+
 def test_a_machine_that_gives_none() -> None:
     def source() -> tuple[str, float]:
         raise SourceError("there is no metadata server")
