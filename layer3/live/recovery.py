@@ -7,15 +7,16 @@ goes on as if nothing had happened.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from layer3.errors import HimariError
 from layer3.live import risk
 from layer3.live.configuration import Layer3Config
-from layer3.live.log_file import DECISION, HEAD, read
+from layer3.live.log_file import DECISION, HEAD, files, read
 from layer3.live.replay import KILLED, replay
 from layer3.live.state import read_state
 
@@ -41,13 +42,16 @@ def recovered(config: Layer3Config) -> dict[str, Any] | None:
         return state
     try:
         records = _since_head(Path(config.decision_log.path))
-        told = [record for record in records if record["kind"] == DECISION]
-        if not told or not _is_behind(state, told[-1]):
+        if not _says_more(records, state):
             return state
         with _quiet():
             outcome = replay(records)
     except HimariError as error:
         _log.error("the decision log cannot be made again: the last snapshot counts", extra={"error": str(error)})
+        return state
+    # As a file would hold it; the rest of the snapshot, of its own time, stays.
+    found = {**state, "memory": json.loads(json.dumps(outcome.state["memory"])), **_switch(records)}
+    if found == state:
         return state
     details = {"decisions": outcome.decisions, "differing": len({each.decision_id for each in outcome.differences})}
     _log.log(
@@ -55,8 +59,7 @@ def recovered(config: Layer3Config) -> dict[str, Any] | None:
         "the process before ended without saving: what it knew is made again from the decision log",
         extra=details,
     )
-    newer = {name: outcome.state[name] for name in ("memory", "saved_at_ns")}
-    return {**state, **newer, **_switch(told[-1]["decision"])}
+    return found
 
 
 @contextlib.contextmanager
@@ -72,28 +75,46 @@ def _quiet() -> Iterator[None]:
 
 
 def _since_head(log: Path) -> list[dict[str, Any]]:
-    """The latest head of the file that is written now, and what follows it; [] where there is none."""
+    """The latest head of the log's latest file, and what follows it; [] where there is no file."""
     found: list[dict[str, Any]] = []
-    if not log.exists():
+    latest = files(log)[-1]  # a rolled one, where a process was killed before it began the next
+    if not latest.exists():
         return found
-    for record in read(log):
+    for record in read(latest):
         if record["kind"] == HEAD:
             found.clear()
         found.append(record)
     return found
 
 
-def _is_behind(state: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
-    """Whether a snapshot lacks the decision that was ``told`` last."""
-    name, latest = str(told["decision"]["decision_id"]), str(state.get("latest", ""))
-    if name.partition("-")[0] == latest.partition("-")[0]:
-        return name != latest
-    return bool(told["inputs"]["now_ns"] > state["saved_at_ns"])  # of two processes: the later one
+def _told(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    return next((record for record in reversed(records) if record["kind"] == DECISION), None)
 
 
-def _switch(told: Mapping[str, Any]) -> dict[str, Any]:
+def _says_more(records: Sequence[Mapping[str, Any]], state: Mapping[str, Any]) -> bool:
+    """Whether the snapshot ``state`` may lack something of ``records``, a head and what follows it."""
+    if not records:
+        return False
+    head, told = records[0]["state"], _told(records)
+    if told is None:
+        name, time_ns = head.get("latest", ""), head["saved_at_ns"]
+    else:
+        name, time_ns = told["decision"]["decision_id"], told["inputs"]["now_ns"]
+    latest = str(state.get("latest", ""))
+    if str(name).partition("-")[0] != latest.partition("-")[0]:
+        return bool(time_ns > state["saved_at_ns"])  # of two processes: the later one
+    # A snapshot of the last decision may be from before the residual, or the reset, that followed it.
+    return bool(name != latest) or records[-1]["kind"] != DECISION
+
+
+def _switch(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The kill switch, if a call or a signal had turned it on: a file speaks for itself."""
-    reason = str(told["reason"])
-    if told["refusal"] != risk.KILL_SWITCH or reason.startswith((f"{KILLED}the file ", f"{KILLED}the kill file ")):
+    told = _told(records)
+    if told is None:
+        engaged = records[0]["state"].get("kill_switch")
+        return {} if engaged is None else {"kill_switch": engaged}
+    reason = str(told["decision"]["reason"])
+    refusal = told["decision"]["refusal"]
+    if refusal != risk.KILL_SWITCH or reason.startswith((f"{KILLED}the file ", f"{KILLED}the kill file ")):
         return {}
     return {"kill_switch": reason.removeprefix(KILLED)}
