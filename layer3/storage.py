@@ -8,7 +8,8 @@ credentials; elsewhere the machine's default credentials are used.
 Errors, the same everywhere: what is missing is a :class:`FileNotFoundError` that carries the
 address; a store that does not answer, or refuses, is a :class:`layer3.errors.SourceError` that
 names the address and what to do; an address nobody understands is a
-:class:`layer3.errors.ConfigurationError`. Trouble with the local disk stays an ``OSError``.
+:class:`layer3.errors.ConfigurationError`. Trouble with the local disk stays an ``OSError``;
+:func:`disk_trouble` puts it into words.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from layer3.errors import ConfigurationError, SourceError
 
 __all__ = [
     "copy_in",
+    "disk_trouble",
     "exists",
     "is_remote",
     "join",
@@ -120,6 +122,11 @@ def write_bytes(uri: str, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(target)
+    except OSError as error:
+        # A disk that is full does not say which file had no room.
+        if error.errno and not error.filename:
+            error.filename = uri
+        raise
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(target.parent)
@@ -204,6 +211,13 @@ def remove(uri: str) -> None:
     path = _object_path(uri)
     with contextlib.suppress(FileNotFoundError):
         _remotely("remove", uri, lambda: _gcs().rm_file(path))
+
+
+def disk_trouble(error: OSError, place: str = "") -> str:
+    """Where this machine's disk failed (``place``, or what ``error`` says), how, and what to do about it."""
+    where = place or error.filename
+    remedy = "free some space" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "check the folder"
+    return f"{where}: {error.strerror}: {remedy}" if where else f"{error.strerror or error}: {remedy}"
 
 
 def copy_in(folder: str, destination: Path, names: Iterable[str]) -> None:

@@ -177,7 +177,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: 0 for a run that ended, whatever the verdict; 1 if a step failed; 2 for a bad argument."""
+    """Command line: 0 for a run that ended, whatever the verdict; 1 if a step failed or a file cannot be written; 2 for
+    a bad argument."""
     options = _parser().parse_args(arguments)
     try:
         store = storage.local_folder(options.store)
@@ -190,6 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HimariError as error:
         print(f"run-local: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"\nrun-local: {storage.disk_trouble(error)}; then run it again to go on.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nrun-local: stopped; `make release-status` says what serves. Run it again to go on.", file=sys.stderr)
         return 130

@@ -6,7 +6,6 @@ accounts, random streams and curves, and in its header what training it belongs 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 from collections.abc import Sequence
@@ -74,11 +73,8 @@ class Checkpoint:
         except SourceError as error:
             raise TrainingError(f"{error}; run again to go on, {self.describe()}") from error
         except OSError as error:
-            remedy = "free some space" if error.errno == errno.ENOSPC else "check the folder"
-            raise TrainingError(
-                f"cannot write the checkpoint {self._address}: {error.strerror}: {remedy} and run again; "
-                f"{self.describe()}"
-            ) from error
+            trouble = storage.disk_trouble(error, self._address)
+            raise TrainingError(f"cannot write the checkpoint {trouble} and run again; {self.describe()}") from error
         self._updates = len(arrays["curves"])
 
     def read(self) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]]] | None:
@@ -87,13 +83,15 @@ class Checkpoint:
         Raises
         ------
         ContractError : it was written under another state contract
-        TrainingError : it is damaged, or belongs to another training
+        TrainingError : it cannot be read, is damaged, or belongs to another training
         """
+        remedy = "remove it to start anew, or name another checkpoint"
         try:
             content = storage.read_bytes(self._address)
         except FileNotFoundError:
             return None
-        remedy = "remove it to start anew, or name another checkpoint"
+        except OSError as error:
+            raise TrainingError(f"cannot read the checkpoint {self._address}: {error.strerror}: {remedy}") from error
         try:
             arrays = safetensors.numpy.load(content)
             length = int.from_bytes(content[:8], "little")

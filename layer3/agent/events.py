@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
+from layer3 import storage
 from layer3.errors import ConfigurationError, TrainingError
 
 if TYPE_CHECKING:
@@ -64,14 +66,17 @@ class EventLog:
                 ]
                 self._write(policy, step=progress.steps, summary={"value": values})
         except OSError as error:
+            trouble = storage.disk_trouble(error, str(self._folder))
             raise TrainingError(
-                f"cannot write the training's events below {self._folder}: {error.strerror}: make room or check the "
-                "folder, and run again; the training goes on from its last checkpoint"
+                f"cannot write the training's events below {trouble} and run again; the training goes on from its last "
+                "checkpoint"
             ) from error
 
     def close(self) -> None:
         for file in self._files.values():
-            file.close()
+            # Every write was flushed: what a full disk still refuses here has been said.
+            with contextlib.suppress(OSError):
+                file.close()
         self._files.clear()
 
     def __enter__(self) -> Self:

@@ -109,12 +109,15 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: 0 when the page is written, 2 for a bad argument, 130 when stopped."""
+    """Command line: 0 when the page is written, 1 if a file cannot be, 2 for a bad argument, 130 when stopped."""
     try:
         _compare(_parser().parse_args(arguments))
     except HimariError as error:
         print(f"assets: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"assets: {storage.disk_trouble(error)}; then run the same command again to go on.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nassets: stopped; run the same command again to go on.", file=sys.stderr)
         return 130

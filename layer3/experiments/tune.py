@@ -171,13 +171,17 @@ def _conclude(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: 0 when all trials have ended, 1 if a worker died, 2 for a bad argument, 130 when stopped."""
+    """Command line: 0 when all trials have ended, 1 if a worker died or a file cannot be written, 2 for a bad
+    argument, 130 when stopped."""
     again = "run the same command again to go on"
     try:
         _tune(_parser().parse_args(arguments))
     except HimariError as error:
         print(f"tune: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"tune: {storage.disk_trouble(error)}; what has ended is kept: {again}.", file=sys.stderr)
+        return 1
     except RuntimeError as error:
         print(f"tune: {error} What has ended is kept: {again}.", file=sys.stderr)
         return 1

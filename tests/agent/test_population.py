@@ -247,6 +247,11 @@ def test_a_damaged_checkpoint_is_refused_and_left_alone(bars: Bars, tmp_path: Pa
     assert address.read_bytes() == content
 
 
+def test_a_checkpoint_that_cannot_be_read_is_refused_in_a_sentence(bars: Bars, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"cannot read the checkpoint .*: Is a directory: .*name another"):
+        train(bars, seeds=[1], folds=[WINDOW], settings=[TINY], checkpoint=str(tmp_path))
+
+
 def test_a_full_disk_ends_in_a_sentence_with_the_last_checkpoint_intact(
     bars: Bars, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from layer3 import trials
+from layer3 import storage, trials
 from layer3.errors import ConfigurationError
 from layer3.experiments import assets
 from layer3.experiments.calendar import common_calendar
@@ -173,3 +175,27 @@ def test_what_cannot_be_is_refused_in_one_sentence_and_nothing_is_written(
     assert message in said
     assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_at_the_end_is_said_in_one_sentence_and_nothing_is_trained_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, arguments = storage.write_bytes, ["--assets", "A,B", "--data", DATA, "--seeds", "2", "--steps", "2048"]
+
+    def full(uri: str, content: bytes) -> None:
+        if uri.endswith("comparison.html"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), uri)
+        write(uri, content)
+
+    with monkeypatch.context() as context:
+        context.setattr(storage, "write_bytes", full)
+        assert assets.main([*arguments, "--store", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        r"assets: \S+/comparison\.html: No space left on device: free some space; then run the same command again to "
+        r"go on\.\n",
+        said,
+    )
+    assert assets.main([*arguments, "--store", str(tmp_path)]) == 0
+    # No line of a training: it had ended.
+    assert "Episode" not in capsys.readouterr().out

@@ -166,3 +166,16 @@ def test_what_cannot_be_is_refused_in_one_sentence_and_nothing_is_written(
     assert message in said
     assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_store_that_cannot_be_written_is_said_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = tmp_path / "taken"
+    taken.write_bytes(b"")
+    assert tune.main([*QUICK, "--store", str(taken)]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"tune: {taken}/tune")
+    assert said.endswith(
+        "Not a directory: check the folder; what has ended is kept: run the same command again to go on."
+    )

@@ -268,8 +268,9 @@ def test_a_failed_local_write_keeps_the_old_content_and_no_rubbish(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as failure:
         storage.write_bytes(str(target), b"new")
+    assert storage.disk_trouble(failure.value) == f"{target}: No space left on device: free some space"
     assert target.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 

@@ -2,8 +2,10 @@
 
 import builtins
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -344,6 +346,17 @@ def test_a_bad_argument_is_refused_before_anything_runs(tmp_path, spec, capsys, 
     assert code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_full_disk_ends_a_run_in_one_sentence(tmp_path, spec, capsys, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert local.main(["--store", str(tmp_path), "--spec", str(spec)]) == 1
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert said.startswith(f"run-local: {tmp_path}/runs/")
+    assert said.endswith("manifest.json: No space left on device: free some space; then run it again to go on.")
 
 
 def test_a_file_needs_the_name_of_its_market(tmp_path, spec, capsys):
