@@ -66,10 +66,11 @@ SPEC = build/training$(if $(CUSTOM_JOB),-custom-job).yaml
 RUN_OPTIONS = --data="$$DATA" --symbol="$$SYMBOL" --seed="$$SEED" --steps="$$STEPS" --members="$$MEMBERS" --folds="$$FOLDS" --fold-seeds="$$FOLD_SEEDS" --fold-kind="$$FOLD_KIND" --override-name="$$OVERRIDE_NAME" --override-reason="$$OVERRIDE_REASON" $(if $(THRESHOLD),--threshold="$$THRESHOLD") $(if $(GATE),--gate="$$GATE") $(if $(SIZING),--sizing="$$SIZING")
 # Policies behind each number of an experiment; empty means the experiment's own default.
 SEEDS =
-# Where the images are kept: REGION-docker.pkg.dev/PROJECT/NAME.
+# Where the images are kept: REGION-docker.pkg.dev/PROJECT/NAME. As whom Cloud Build makes them, if not as its default.
 REPOSITORY =
+BUILDER =
 # Through the environment, so that no quote or space in a value can change a command.
-export DATA SYMBOL SEED STEPS MEMBERS FOLDS FOLD_SEEDS FOLD_KIND THRESHOLD GATE OVERRIDE_NAME OVERRIDE_REASON RUN REPOSITORY
+export DATA SYMBOL SEED STEPS MEMBERS FOLDS FOLD_SEEDS FOLD_KIND THRESHOLD GATE OVERRIDE_NAME OVERRIDE_REASON RUN REPOSITORY BUILDER
 export STORE HOST PORT SIGNAL SIZING ENDPOINT API_KEY_FILE TRIALS JOBS ASSETS SEEDS LAYER3 INPUT OUTPUT LOG CLOCK EXPERIMENT HTML CLOUD IMAGE MAX_COST CRON REQUESTS URL N C
 
 .PHONY: help install compile run-local run-pipeline watch-pipeline cancel-pipeline schedule schedule-list schedule-pause schedule-resume schedule-delete registry explain tune assets serve size run-layer3 replay ab-report cost rollback release-status test lint format types imports check bench bench-training bench-evaluation bench-serving probe prove-serving calibrate infra-tools lock audit pin-images images clean
@@ -233,7 +234,7 @@ pin-images: ## write down the digest of the images' base (needs its registry)
 
 images: ## build, scan and push both images with Cloud Build (REPOSITORY=REGION-docker.pkg.dev/PROJECT/NAME STORE=gs://…)
 	@test -z "$$(git status --porcelain)" || { echo "The images carry the commit that they were built from: commit first"; exit 2; }
-	@gcloud builds submit --config cloudbuild.yaml --gcs-source-staging-dir "$$STORE/build-source" --substitutions "_COMMIT=$$(git rev-parse HEAD),_REPOSITORY=$$REPOSITORY,_STORE=$$STORE"
+	@gcloud builds submit --config cloudbuild.yaml $(if $(BUILDER),--service-account "$$BUILDER") --gcs-source-staging-dir "$$STORE/build-source" --substitutions "_COMMIT=$$(git rev-parse HEAD),_REPOSITORY=$$REPOSITORY,_STORE=$$STORE"
 	@mkdir -p build && gcloud storage cp "$$STORE/images/$$(git rev-parse HEAD).json" build/images.json
 
 clean: ## remove the environment and everything built (not runs/, models/, channels/, trials/)

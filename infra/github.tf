@@ -18,8 +18,9 @@ resource "google_iam_workload_identity_pool_provider" "github" {
     "attribute.environment" = "assertion.environment"
   }
 
-  # A pull request, from a fork or not, gets no token: it runs on neither this branch nor in this environment.
-  attribute_condition = "assertion.repository == '${var.github_repository}' && (assertion.ref == 'refs/heads/main' || assertion.ref.startsWith('refs/tags/v'))"
+  # A pull request, from a fork or not, gets no token: it runs not on this branch. Nor does a job outside this GitHub
+  # environment, whose reviewers would not have been asked.
+  attribute_condition = "assertion.repository == '${var.github_repository}' && assertion.environment == '${var.environment}' && (assertion.ref == 'refs/heads/main' || assertion.ref.startsWith('refs/tags/v'))"
 
   oidc {
     issuer_uri = "https://token.actions.githubusercontent.com"

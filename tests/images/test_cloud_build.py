@@ -136,6 +136,10 @@ def test_make_images_builds_the_commit_that_is_checked_out_and_no_other(tmp_path
     assert told[told.index("--gcs-source-staging-dir") + 1] == "gs://store/a path/build-source"
     assert f"_COMMIT={commit},_REPOSITORY=r.pkg.dev/p/himari,_STORE=gs://store/a path" in told
     assert told[-2:] == [f"gs://store/a path/images/{commit}.json", "build/images.json"]
+    assert "--service-account" not in told
+    assert run(*command, "BUILDER=projects/p/serviceAccounts/ci@p").returncode == 0
+    told = (tmp_path / "told").read_text().splitlines()
+    assert told[told.index("--service-account") + 1] == "projects/p/serviceAccounts/ci@p"
     (tmp_path / "new.py").touch()
     refused = run(*command)
     assert refused.returncode == 2

@@ -190,6 +190,14 @@ def test_what_is_asked_for_before_a_run_is_what_terraform_makes() -> None:
     )
 
 
+def test_only_a_job_in_the_environment_that_asks_its_reviewers_acts_as_ci() -> None:
+    (condition,) = re.findall(r'attribute_condition += "(.*)"', (ROOT / "infra/github.tf").read_text())
+    assert "assertion.environment == '${var.environment}'" in condition
+    assert "assertion.repository == '${var.github_repository}'" in condition
+    jobs = [job for path in WORKFLOWS for job in yaml.safe_load(path.read_text())["jobs"].values()]
+    assert all("environment" in job for job in jobs if "id-token" in job.get("permissions", {}))
+
+
 def test_the_names_of_the_configuration_are_those_of_the_infrastructure() -> None:
     shown = yaml.safe_load((ROOT / "config/cloud.yaml").read_text())
     code = "\n".join(path.read_text() for path in FILES)
