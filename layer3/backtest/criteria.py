@@ -158,23 +158,22 @@ def _kelly(evaluation: Evaluation, config: GateConfig) -> list[Criterion]:
         return [_criterion("versus_kelly", low, ">=", 0.0, sentence, why)]
     limit = 1.0 - config.risk_reduction
     ratio = difference.volatility if difference else None
-    sentence = f"{_compared(difference, 'Kelly only')}; the upper end must not be below 0."
     less = (
         f"Volatility {_shown(ratio, '<=', limit, digits=1, percent=True)} of Kelly only's, "
         f"at most {_percent(limit)} allowed."
     )
     return [
-        _criterion("versus_kelly", difference.sharpe.high if difference else None, ">=", 0.0, sentence, why),
+        *_not_worse("kelly", difference, "Kelly only", config.margin, why),
         _criterion("less_risk", ratio, "<=", limit, less, why, low=0.0),
     ]
 
 
-def _champion(evaluation: Evaluation, _: GateConfig) -> list[Criterion]:
-    """Not shown to be worse than what serves; where nothing serves the difference to it counts as 0."""
+def _champion(evaluation: Evaluation, config: GateConfig) -> list[Criterion]:
+    """Not worse than what serves; where nothing serves the difference to it counts as 0."""
     evidence = evaluation.evidence
     difference = _against(evidence, CHAMPION)
     if "champion" in evidence.problems:
-        return [_criterion("versus_champion", None, ">=", 0.0, "", _why(evidence, "champion", ""))]
+        return _not_worse("champion", None, "", config.margin, _why(evidence, "champion", ""))
     if difference is None and evidence.champion is None:
         nobody = "There is no champion yet: nothing to be worse than."
         return [_criterion("versus_champion", 0.0, ">=", 0.0, nobody, "")]
@@ -182,10 +181,23 @@ def _champion(evaluation: Evaluation, _: GateConfig) -> list[Criterion]:
     otherwise = f"{name} was not compared with on the same bars"
     if difference:
         otherwise = f"the policy or {name} has no Sharpe ratio on these bars"
-    why = _why(evidence, "differences", otherwise)
-    high = difference.sharpe.high if difference else None
-    sentence = f"{_compared(difference, name)}; the upper end must not be below 0."
-    return [_criterion("versus_champion", high, ">=", 0.0, sentence, why)]
+    return _not_worse("champion", difference, name, config.margin, _why(evidence, "differences", otherwise))
+
+
+def _not_worse(other: str, difference: Difference | None, name: str, margin: float, why: str) -> list[Criterion]:
+    """Not shown to be worse, and not by more than ``margin`` at worst: a record too short to tell shows nothing."""
+    low, high = (difference.sharpe.low, difference.sharpe.high) if difference else (None, None)
+    level = f"{difference.sharpe.level:.0%}" if difference else ""
+    least = 0.0 - margin
+    shown = f"{_compared(difference, name)}; the upper end must not be below 0."
+    at_worst = (
+        f"Against {name} at worst {_shown(low, '>=', least)}, the lower end of the {level} interval; "
+        f"at least {least:g} asked."
+    )
+    return [
+        _criterion(f"versus_{other}", high, ">=", 0.0, shown, why),
+        _criterion(f"{other}_margin", low, ">=", least, at_worst, why),
+    ]
 
 
 def _degenerate(evaluation: Evaluation, config: GateConfig) -> list[Criterion]:

@@ -1,9 +1,10 @@
 """The gate: a model ships only if every criterion holds; one that cannot be computed fails and says why.
 
 Five criteria are tests at a level of 5 % (the probabilistic and the deflated Sharpe ratio, permutation, the
-difference to Kelly only, the walk-forward). All of them must hold, so a model of which even one of these
-claims is false is released in at most 5 % of the cases, without any correction for asking several (Berger
-1982, the intersection-union test), and each further criterion can only lower that share.
+difference to Kelly only, the walk-forward), and where something serves a sixth: that not more than ``margin``
+is lost against it. All of them must hold, so a model of which even one of these claims is false is released in
+at most 5 % of the cases, without any correction for asking several (Berger 1982, the intersection-union test),
+and each further criterion can only lower that share.
 
 What is *not* asked, and why: flat has no Sharpe ratio, and better than cash is what
 ``probabilistic_sharpe`` asks; Hansen's test and the probability of backtest overfitting are in the report,

@@ -52,9 +52,13 @@ class GateConfig:
     """What a candidate must reach, on the held-out period unless said otherwise. ``config/gate.yaml`` holds the same.
 
     ``claim`` is what the policy is for. ``return``: it earns more for its risk than Kelly only, so the
-    interval of the difference must lie above 0. ``risk``: it takes less risk for the same ratio, so the
-    difference must not be shown to be below 0, and the volatility must be lower by ``risk_reduction``. The
-    second asks less: sizing everything down satisfies it, because that is what it claims.
+    interval of the difference must lie above 0. ``risk``: it takes less risk for the same ratio, so it must
+    not be worse, and the volatility must be lower by ``risk_reduction``. The second asks less: sizing
+    everything down satisfies it, because that is what it claims.
+
+    "Not worse" (than the champion; with the claim ``risk``, than Kelly only) has two halves: the interval of
+    the difference does not lie below 0, and its lower end not below ``-margin``. The first alone would be
+    the easier, the shorter the record.
     """
 
     #: Least annualised Sharpe ratio.
@@ -76,6 +80,8 @@ class GateConfig:
     claim: Literal["return", "risk"] = "return"
     #: With the claim "risk": least reduction of volatility against Kelly only, as a fraction.
     risk_reduction: float = 0.1
+    #: What "not worse" may cost at most, in annualised Sharpe ratio, at the lower end of the difference's interval.
+    margin: float = 0.5
     #: Least standard deviation of the multiplier where the chain holds anything.
     spread: float = 0.02
     walk_forward: WalkForwardLimits = field(default_factory=WalkForwardLimits)
@@ -92,6 +98,7 @@ class GateConfig:
         within(self, "min_record_months", 0.0, 1_200.0)
         one_of(self, "claim", ("return", "risk"))
         within(self, "risk_reduction", 0.0, 1.0, open_high=True)
+        within(self, "margin", 0.0, 100.0)
 
 
 def load_gate_config(path: Path) -> GateConfig:

@@ -56,6 +56,7 @@ NAMES = [
     "permutation_p",
     "versus_kelly",
     "versus_champion",
+    "champion_margin",
     "not_degenerate",
     "degeneracy_findings",
     "no_leak",
@@ -66,7 +67,7 @@ TRUST = Trust(2.4, 0.7, 0.9995, 0.97, 40, 1.1, 1.0, 0.5, Interval(2.4, 1.2, 3.6)
 BARS = Permutation("bars", 1, "recomputed", 2.4, (0.1,) * 199 + (2.5,), 2 / 201)
 BLOCKS = Permutation("blocks", 24, "recomputed", 2.4, (0.2,) * 200, 1 / 201)
 KELLY = Difference(KELLY_ONLY, Interval(0.8, 0.1, 1.5), 0.85)
-SERVING = Difference(CHAMPION, Interval(-0.1, -0.9, 0.7), 1.0)
+SERVING = Difference(CHAMPION, Interval(0.1, -0.4, 0.6), 1.0)
 WALK = WalkForward(
     "rolling",
     (1, 2),
@@ -190,6 +191,10 @@ BELOW, ABOVE = float(np.nextafter(0.95, 0)), float(np.nextafter(0.95, 1))
         (evaluation(with_champion(high=0.0)), []),
         (evaluation(with_champion(high=1e-12)), []),
         (evaluation(with_champion(high=-1e-12)), ["versus_champion"]),
+        (evaluation(with_champion(low=-0.5)), []),
+        (evaluation(with_champion(low=float(np.nextafter(-0.5, -1)))), ["champion_margin"]),
+        (evaluation(with_champion(low=float(np.nextafter(-0.5, 0)))), []),
+        (evaluation(with_champion(low=-3.0, high=9.0)), ["champion_margin"]),
         (evaluation(with_degeneracy(spread=0.02)), []),
         (evaluation(with_degeneracy(spread=0.0199)), ["not_degenerate"]),
         (evaluation(with_degeneracy(spread=0.0201)), []),
@@ -211,20 +216,21 @@ RISK = GateConfig(claim="risk", risk_reduction=0.1)
 @pytest.mark.parametrize(
     ("evidence", "lost"),
     [
-        (with_kelly(0.9, low=-1.0, high=0.0), []),
-        (with_kelly(0.9, low=-1.0, high=-1e-12), ["versus_kelly"]),
-        (with_kelly(float(np.nextafter(0.9, 1)), low=-1.0), ["less_risk"]),
-        (with_kelly(float(np.nextafter(0.9, 0)), low=-1.0), []),
-        (with_kelly(1.2, high=-0.5), ["versus_kelly", "less_risk"]),
+        (with_kelly(0.9, low=-0.5, high=0.0), []),
+        (with_kelly(0.9, low=-0.5, high=-1e-12), ["versus_kelly"]),
+        (with_kelly(0.9, low=float(np.nextafter(-0.5, -1))), ["kelly_margin"]),
+        (with_kelly(float(np.nextafter(0.9, 1)), low=-0.5), ["less_risk"]),
+        (with_kelly(float(np.nextafter(0.9, 0)), low=-0.5), []),
+        (with_kelly(1.2, low=-1.0, high=-0.5), ["versus_kelly", "kelly_margin", "less_risk"]),
         (with_kelly(None), ["less_risk"]),
         (with_kelly(-0.5), ["less_risk"]),
-        (replace(GOOD, differences=(SERVING,)), ["versus_kelly", "less_risk"]),
+        (replace(GOOD, differences=(SERVING,)), ["versus_kelly", "kelly_margin", "less_risk"]),
     ],
 )
 def test_a_claim_of_less_risk_needs_less_risk_and_no_proof_of_being_worse(evidence: Evidence, lost: list[str]) -> None:
     decision = judge(evaluation(evidence), RISK)
     assert failed(decision) == lost
-    assert [one.name for one in decision.criteria] == [*NAMES[:8], "less_risk", *NAMES[8:]]
+    assert [one.name for one in decision.criteria] == [*NAMES[:8], "kelly_margin", "less_risk", *NAMES[8:]]
     assert asked(decision)["less_risk"].limit == 0.9
 
 
@@ -239,7 +245,7 @@ def test_kelly_only_itself_does_not_beat_kelly_only() -> None:
     ("section", "lost"),
     [
         ("trust", ["probabilistic_sharpe", "deflated_sharpe", "track_record"]),
-        ("differences", ["versus_kelly", "versus_champion"]),
+        ("differences", ["versus_kelly", "versus_champion", "champion_margin"]),
         ("permutations", ["permutation_p"]),
         ("leak", ["no_leak"]),
         ("degeneracy", ["not_degenerate", "degeneracy_findings"]),
@@ -270,6 +276,7 @@ PLACES: dict[str, tuple[Callable[[Any], Evaluation], list[str]]] = {
     "years_needed": (lambda x: evaluation(with_trust(years_needed=x)), ["track_record"]),
     "kelly low": (lambda x: evaluation(with_kelly(low=x)), ["versus_kelly"]),
     "champion high": (lambda x: evaluation(with_champion(high=x)), ["versus_champion"]),
+    "champion low": (lambda x: evaluation(with_champion(low=x)), ["champion_margin"]),
     "spread": (lambda x: evaluation(with_degeneracy(spread=x)), ["not_degenerate"]),
     "walk": (lambda x: evaluation(with_walk(probabilistic=x)), ["walk_forward"]),
 }
@@ -291,7 +298,7 @@ def test_numbers_that_only_stand_in_a_sentence_do_not_change_the_answer(unknown:
         walk_forward=replace(WALK, trust=replace(WALK.trust, sharpe=unknown)),
         differences=(
             replace(KELLY, sharpe=Interval(unknown, 0.1, unknown)),
-            replace(SERVING, sharpe=Interval(unknown, unknown, 0.1)),
+            replace(SERVING, sharpe=Interval(unknown, -0.1, 0.1)),
         ),
     )
     assert failed(judge(evaluation(evidence))) == []
@@ -365,20 +372,22 @@ def test_a_small_p_value_is_not_printed_as_none() -> None:
 
 
 def test_there_may_be_no_champion_but_one_that_cannot_be_walked_fails() -> None:
+    both = ["versus_champion", "champion_margin"]
     nobody = replace(GOOD, champion=None, differences=(KELLY,))
     decision = judge(evaluation(nobody))
     assert failed(decision) == []
+    assert [one.name for one in decision.criteria] == [name for name in NAMES if name != "champion_margin"]
     assert asked(decision)["versus_champion"].sentence == "There is no champion yet: nothing to be worse than."
     foreign = replace(nobody, problems={"champion": "himari-000 was trained for 15-minute bars"})
-    assert failed(judge(evaluation(foreign))) == ["versus_champion"]
+    assert failed(judge(evaluation(foreign))) == both
     also = replace(GOOD, problems={"champion": "himari-000 was trained for 15-minute bars"})
     said = asked(judge(evaluation(also)))["versus_champion"].sentence
     assert said == "Could not be computed, so it fails: himari-000 was trained for 15-minute bars."
     uncompared = judge(evaluation(replace(GOOD, differences=(KELLY,))))
-    assert failed(uncompared) == ["versus_champion"]
+    assert failed(uncompared) == both
     assert "himari-000 was not compared with" in asked(uncompared)["versus_champion"].sentence
     lost = judge(evaluation(with_champion(estimate=None, low=None, high=None)))
-    assert failed(lost) == ["versus_champion"]
+    assert failed(lost) == both
     assert "or the champion himari-000 has no Sharpe ratio on these bars" in asked(lost)["versus_champion"].sentence
     unnamed = judge(evaluation(replace(GOOD, champion=None)))
     assert failed(unnamed) == []
@@ -430,7 +439,7 @@ def test_the_walk_forward_can_be_left_out_visibly() -> None:
 
 def test_every_criterion_is_asked_of_an_evaluation_that_holds_nothing() -> None:
     decision = judge(Evaluation(np.empty(0, np.int64), {}, {}, {}))
-    assert failed(decision) == [name for name in NAMES if name != "versus_champion"]
+    assert failed(decision) == [name for name in NAMES if "champion" not in name]
 
 
 def test_the_sentences_of_a_good_candidate() -> None:
@@ -448,8 +457,10 @@ def test_the_sentences_of_a_good_candidate() -> None:
         "paths: p 0.010, at most 0.05 allowed.",
         "versus_kelly": "Sharpe ratio +0.80 against Kelly only on the same bars, 90% interval +0.10 to +1.50; the "
         "lower end must be above 0.",
-        "versus_champion": "Sharpe ratio -0.10 against the champion himari-000 on the same bars, 90% interval -0.90 "
-        "to +0.70; the upper end must not be below 0.",
+        "versus_champion": "Sharpe ratio +0.10 against the champion himari-000 on the same bars, 90% interval -0.40 "
+        "to +0.60; the upper end must not be below 0.",
+        "champion_margin": "Against the champion himari-000 at worst -0.40, the lower end of the 90% interval; at least "
+        "-0.5 asked.",
         "not_degenerate": "The multiplier's standard deviation is 0.300, at least 0.02 asked of a policy that decides "
         "anything.",
         "degeneracy_findings": "Nothing speaks against the policy's decisions being its own.",
