@@ -26,7 +26,7 @@ _REMEDIES: Final[Mapping[str, str]] = {
     "kelly_margin": "a longer record, which narrows the interval, or a policy that earns more",
     "less_risk": "a policy that holds less when markets are wild, or the claim that it earns more (claim: return)",
     "versus_champion": "a candidate that is at least as good as what serves, on the same bars",
-    "champion_margin": "a longer record, which narrows the interval, or a better candidate; until then the champion stays",
+    "champion_margin": "a longer record, which narrows the interval, or a better candidate",
     "not_degenerate": "a policy that has learned to decide: longer training, another seed, other settings",
     "degeneracy_findings": "a policy that has learned to decide: longer training, another seed, other settings",
     "no_leak": "the place where the future gets in, repaired; until then no other number here means anything",

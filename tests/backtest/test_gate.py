@@ -459,8 +459,8 @@ def test_the_sentences_of_a_good_candidate() -> None:
         "lower end must be above 0.",
         "versus_champion": "Sharpe ratio +0.10 against the champion himari-000 on the same bars, 90% interval -0.40 "
         "to +0.60; the upper end must not be below 0.",
-        "champion_margin": "Against the champion himari-000 at worst -0.40, the lower end of the 90% interval; at least "
-        "-0.5 asked.",
+        "champion_margin": "Against the champion himari-000 at worst -0.40, the lower end of the 90% interval; at "
+        "least -0.5 asked.",
         "not_degenerate": "The multiplier's standard deviation is 0.300, at least 0.02 asked of a policy that decides "
         "anything.",
         "degeneracy_findings": "Nothing speaks against the policy's decisions being its own.",
