@@ -27,11 +27,12 @@ def score(features: dsl.Input[dsl.Dataset], values: dict, seeds: int, steps: int
 
     market = Market(*load_bars(Path(features.path)))
     numbers = range(1, seeds + 1)
-    scores, refusal = {}, ""
+    result, refusal = None, ""
     try:
-        scores = train_and_score(market.bars, values, seeds=numbers, steps=steps, device=compute_device())
+        result = train_and_score(market.bars, values, seeds=numbers, steps=steps, device=compute_device())
     except TrainingError as error:
         refusal = str(error)
-    note(store, market.data, market.bars, values, scores, seeds=numbers, steps=steps, now=datetime.now(UTC))
+    note(store, market.data, market.bars, values, result, seeds=numbers, steps=steps, now=datetime.now(UTC))
+    scores = result.scores if result else {}
     print(refusal or f"Validation reward of {seeds} seeds: {scores['reward']}")
     return {"values": values, "scores": scores, "refusal": refusal}

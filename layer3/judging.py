@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 
 from layer3 import champion, trials
@@ -16,7 +17,8 @@ from layer3.agent.policy import Policy
 from layer3.agent.policy_file import load_policy
 from layer3.backtest.engine import SECTIONS, evaluate
 from layer3.backtest.evidence import Effort, Progress, Subject, gather
-from layer3.backtest.record import Evaluation, Evidence, WalkForward
+from layer3.backtest.overfitting import MIN_BLOCK_BARS, overfitting
+from layer3.backtest.record import Evaluation, Evidence, Overfitting, WalkForward
 from layer3.backtest.walk_forward import FoldSet, Stitched, describe, joined, load_folds, stitch
 from layer3.errors import ContractError, DataError, EvaluationError, PolicyError, ReleaseError
 from layer3.sizing.config import parse_chain_config
@@ -24,6 +26,8 @@ from layer3.walk_forward import record_folds
 from layer3.workflow import splits_of
 
 __all__ = ["judge_policy"]
+
+_BLOCKS: Final = 16
 
 
 def judge_policy(
@@ -74,6 +78,7 @@ def judge_policy(
     if walked and tried:
         walk_forward = _described(bars, *walked, *tried, seed, effort, problems)
     count, spread = tried or (1, None)
+    chosen = _chosen(store, info, bars, problems)
     evidence = gather(
         Subject(pd.read_parquet(candles_path), info["symbol"], bars, window, policy, chain),
         record.tracks,
@@ -86,7 +91,7 @@ def judge_policy(
         problems=problems,
         on_progress=on_progress,
     )
-    return replace(record, evidence=evidence)
+    return replace(record, evidence=replace(evidence, overfitting=chosen))
 
 
 def _rival(store: str, info: Mapping[str, Any], bars: Bars, window: range) -> tuple[Policy | None, str | None]:
@@ -134,6 +139,19 @@ def _tried(store: str, info: Mapping[str, Any], problems: dict[str, str]) -> tup
     except DataError as error:
         problems["trust"] = str(error)
         problems.setdefault("walk_forward", str(error))
+        return None
+
+
+def _chosen(store: str, info: Mapping[str, Any], bars: Bars, problems: dict[str, str]) -> Overfitting | None:
+    """How often the best of all that was tried, where settings are chosen, is none in the other half of it."""
+    decisions = len(splits_of(bars).validation) - 2
+    try:
+        returns = trials.validation_returns(store, trials.Data.of(info), decisions)
+        if returns.shape[1] < 2 or decisions < _BLOCKS * MIN_BLOCK_BARS:
+            return None
+        return overfitting(returns.astype(np.float64), _BLOCKS)
+    except (DataError, EvaluationError) as error:
+        problems["overfitting"] = str(error)
         return None
 
 

@@ -4,12 +4,14 @@ Whoever tries often enough finds something that looks good, so the best of many 
 many there were (Bailey and Lopez de Prado 2014, "The deflated Sharpe ratio"). That number is only
 honest if it is written down when something is tried, not when it is shown: one JSON object per
 record, at ``<store>/trials/<first 16 digits of the data's sha256>/<id>.json``, never changed and never
-removed, in a folder and in a bucket alike.
+removed, in a folder and in a bucket alike. Beside it lie, as ``<id>.npy``, the returns that its policies earned
+on the validation part, where they were walked there.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -18,6 +20,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from layer3 import storage
 from layer3.errors import DataError
@@ -34,8 +39,10 @@ __all__ = [
     "record",
     "sharpe_spread",
     "sharpe_variance",
+    "validation_returns",
 ]
 
+Returns = NDArray[np.float32]
 Kind = Literal["run", "tune", "assets", "walk_forward"]
 
 #: Scores in annualised Sharpe ratios: on the validation part, one per policy, and of a seed's record over all test
@@ -95,6 +102,7 @@ def record(
     scores: Mapping[str, Sequence[float | None]],
     code_version: str,
     now: datetime,
+    returns: Returns | None = None,
 ) -> str:
     """Write down that every setting was trained on every fold with every seed; the record's address.
 
@@ -107,6 +115,8 @@ def record(
     scores : validation scores by name, one per policy in the order settings, folds, seeds (innermost);
         ``None`` where there is none
     now : the clock, with its offset
+    returns : (bars, policies), what each earned per bar on the validation part of ``data``, in that order; ``None``
+        where one of them has none
     """
     policies = len(settings) * len(folds) * len(seeds)
     if not policies:
@@ -116,6 +126,8 @@ def record(
             raise ValueError(f"{len(values)} scores {name!r} for {policies} policies")
         if not all(value is None or math.isfinite(value) for value in values):
             raise ValueError(f"a score {name!r} is not finite: give None where there is none")
+    if returns is not None and (returns.ndim != 2 or returns.shape[1] != policies or not np.isfinite(returns).all()):
+        raise ValueError(f"returns {returns.shape} of {policies} policies: expected a finite one per bar and policy")
     when = now.astimezone(UTC).isoformat(timespec="milliseconds")
     content = {
         "schema": _SCHEMA,
@@ -137,6 +149,10 @@ def record(
     name = f"{moment}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
     address = storage.join(store, _FOLDER, data.sha256[:16], name)
     storage.write_bytes(address, text.encode())
+    if returns is not None:
+        file = io.BytesIO()
+        np.save(file, returns.astype(np.float32), allow_pickle=False)
+        storage.write_bytes(_beside(address), file.getvalue())
     return address
 
 
@@ -154,6 +170,45 @@ def count(store: str, data_sha256: str) -> int:
     DataError : a record cannot be read
     """
     return len({key for trial in _related(store, data_sha256) for key in trial.keys})
+
+
+def validation_returns(store: str, data: Data, bars: int) -> Returns:
+    """What different trainings earned per bar on the validation part of ``data``, as far as it was kept: (bars, n).
+
+    Returns compare on the same bars only: those of the same candles under the same sizing settings, ``bars`` many.
+    A training that was repeated counts once, and so do trainings that came out the same to the last digit.
+
+    Raises
+    ------
+    DataError : a record, or what lies beside it, cannot be read
+    """
+    folder = storage.join(store, _FOLDER, data.sha256[:16])
+    names = set(storage.list_names(folder))
+    columns: dict[str, Returns] = {}
+    for name in sorted(filter(_RECORD.fullmatch, names)):
+        if _beside(name) not in names:
+            continue
+        trial = _read(storage.join(folder, name))
+        if (trial.data.sha256, trial.data.sizing_sha256) == (data.sha256, data.sizing_sha256):
+            kept = _kept(_beside(storage.join(folder, name)), len(trial.keys))
+            if len(kept) == bars:
+                columns.update(zip(trial.keys, kept.T, strict=True))
+    return np.unique(np.stack([*columns.values()], axis=1), axis=1) if columns else np.empty((bars, 0), np.float32)
+
+
+def _beside(record: str) -> str:
+    """Where the returns lie of what is on record at ``record``."""
+    return record.removesuffix(".json") + ".npy"
+
+
+def _kept(address: str, policies: int) -> Returns:
+    try:
+        found = np.lib.format.read_array(io.BytesIO(storage.read_bytes(address)), allow_pickle=False)
+        if found.ndim != 2 or found.shape[1] != policies or found.dtype != np.float32 or not np.isfinite(found).all():
+            raise ValueError(f"{found.dtype} {found.shape}, expected finite float32 of {policies} policies")
+    except ValueError as error:
+        raise DataError(f"{address} holds no returns of policies ({error}): restore it, or remove it") from error
+    return np.asarray(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +262,7 @@ class _Trial:
     """One record: its data, a name for each training in it, and Sharpe ratios by where they were taken and of whom."""
 
     data: Data
-    keys: frozenset[str]
+    keys: tuple[str, ...]
     ratios: Mapping[str, Mapping[str, float]]
 
 
@@ -249,7 +304,7 @@ def _read(address: str) -> _Trial:
             f"{address} is no record of a trial ({type(error).__name__}: {error}): restore it, without it nobody "
             "knows how much was tried"
         ) from error
-    return _Trial(data, frozenset(keys), ratios)
+    return _Trial(data, tuple(keys), ratios)
 
 
 def _name(common: Sequence[Any], *training: Any) -> str:

@@ -160,7 +160,7 @@ def fit(
         details = _details(bars, info, splits, settings, seed, {"steps": 0.0}) | {"refusal": str(error)}
         return Fitted(_untrained(folder, bars, splits, details), {"steps": 0.0}, (), str(error))
     draft = Policy(stack([member.tensors for member in trained]), {})
-    metrics, own = _measured(bars, splits, draft, trained)
+    metrics, own, returns = _measured(bars, splits, draft, trained)
     if store is not None:
         trials.record(
             store,
@@ -172,6 +172,7 @@ def fit(
             scores={trials.VALIDATION_SHARPE: own},
             code_version=source_sha256()[:12],
             now=now or datetime.now(UTC),
+            returns=returns,
         )
         metrics["trials"] = float(trials.count(store, info["data_sha256"]))
     details = _details(bars, info, splits, settings, seed, metrics)
@@ -201,8 +202,9 @@ def checkpoint_address(store: str, info: Mapping[str, Any], training: Sequence[A
 
 def _measured(
     bars: Bars, splits: Splits, draft: Policy, trained: Sequence[Trained]
-) -> tuple[dict[str, float], list[float | None]]:
-    """What the policy came to on training and validation, and each member's own Sharpe ratio on validation."""
+) -> tuple[dict[str, float], list[float | None], trials.Returns | None]:
+    """What the policy came to on training and validation, and each member's own Sharpe ratio and returns per bar
+    (bars, members) on validation; no returns where a member lost its account."""
     last = [member.curves[-1] for member in trained]
     metrics = {
         "steps": float(last[0].steps),
@@ -222,7 +224,9 @@ def _measured(
                 value = figures[name][figure]
                 if value is not None:
                     metrics[f"{part}_{name}_{figure}"] = value
-    return metrics, [figures[name]["sharpe"] for name in alone]
+    equity = np.stack([tracks[name].equity for name in alone], axis=1)
+    returns = (equity[1:] / equity[:-1] - 1.0).astype(np.float32) if (equity > 0.0).all() else None
+    return metrics, [figures[name]["sharpe"] for name in alone], returns
 
 
 def _details(

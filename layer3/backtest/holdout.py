@@ -19,7 +19,7 @@ from layer3.agent.policy import Policy, stack
 from layer3.backtest.metrics import max_drawdown, periods_per_year, sharpe
 from layer3.errors import EvaluationError
 
-__all__ = ["REFERENCES", "Decide", "Figures", "decider", "walk"]
+__all__ = ["REFERENCES", "Decide", "Figures", "decider", "walk", "walk_in_full"]
 
 #: Multiplier for one state (16,).
 Decide = Callable[[NDArray[np.float32]], float]
@@ -40,7 +40,14 @@ def decider(tensors: Mapping[str, ArrayLike]) -> Decide:
 def walk(
     bars: Bars, window: range, deciders: Sequence[Decide], config: EnvironmentConfig | None = None
 ) -> list[Figures]:
-    """Walk ``bars[window]`` with one account per decider; what each came to, in their order.
+    """What :func:`walk_in_full` says each decider came to."""
+    return walk_in_full(bars, window, deciders, config)[0]
+
+
+def walk_in_full(
+    bars: Bars, window: range, deciders: Sequence[Decide], config: EnvironmentConfig | None = None
+) -> tuple[list[Figures], NDArray[np.float64]]:
+    """Walk ``bars[window]`` with one account per decider; what each came to, and its returns per bar (bars, n).
 
     ``config`` is the yardstick: give the same one wherever rewards are compared, whatever the
     policies were trained with. A window of w bars holds w - 2 decisions.
@@ -75,12 +82,14 @@ def walk(
         reward[t], growth[t], states = step.reward, step.growth, step.states
     periods = periods_per_year(bars.interval_seconds)
     equity = np.exp(np.concatenate((np.zeros((1, n)), growth.cumsum(axis=0))))
-    return [
+    returns = np.expm1(growth)
+    figures: list[Figures] = [
         {
             "reward": float(reward[:, i].mean()),
-            "sharpe": sharpe(np.expm1(growth[:, i]), periods),
+            "sharpe": sharpe(returns[:, i], periods),
             "total_return": float(equity[-1, i] - 1.0),
             "max_drawdown": max_drawdown(equity[:, i]),
         }
         for i in range(n)
     ]
+    return figures, returns

@@ -286,6 +286,9 @@ class Evidence:
     degeneracy: Degeneracy | None = None
     stability: Stability | None = None
     walk_forward: WalkForward | None = None
+    overfitting: Overfitting | None = None
+    """Over everything that was tried on these data, on the validation part, by which settings are chosen; ``None``
+    without a problem where there are not two sets that differ."""
     champion: str | None = None
     """Model id of the champion that was walked over the same bars."""
     bootstrap_band: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]] | None = None

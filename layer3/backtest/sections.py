@@ -172,21 +172,26 @@ def _choice(evidence: Evidence) -> Section:
         rows.append(Row(f"Superiority to {names}", note, (f"{p[0]} ({p[1]} to {p[2]})",)))
     else:
         missing += tuple(f"Superiority: {text}" for text in why_missing(evidence, "superiority"))
-    overfitting = evidence.walk_forward.overfitting if evidence.walk_forward else None
-    if overfitting:
-        rows.append(_overfitting(overfitting))
+    walk = evidence.walk_forward
+    if evidence.overfitting:
+        rows.append(_overfitting("what was tried", "on the validation part", evidence.overfitting))
     else:
-        missing += ("Overfitting: it takes a walk-forward of at least two seeds that differ, over enough bars.",)
+        alone = "one set alone was tried on these data, as far as their returns are on record: nothing was chosen."
+        missing += tuple(f"Overfitting: {text}" for text in told(evidence, "overfitting") or (alone,))
+    if walk and walk.overfitting:
+        rows.append(_overfitting("the walk-forward's seeds", "of its stitched record", walk.overfitting))
+    elif walk:
+        missing += ("Overfitting of seeds: it takes two of the walk-forward that differ, over enough bars.",)
     about = "Whether the lead is luck, and whether what is best in one part of the data is best in another."
     return Section("Luck of the choice", about, ("", ""), tuple(rows), missing=missing)
 
 
-def _overfitting(found: Overfitting) -> Row:
+def _overfitting(what: str, where: str, found: Overfitting) -> Row:
     note = (
-        f"share of {found.blocks}-block splits where the best of {found.sets} sets in one half is below the median in "
-        "the other; 0.5 is pure luck"
+        f"share of {found.blocks}-block splits {where} in which the best of {found.sets} sets in one half is not above "
+        "the middle in the other; 0.5 is pure luck"
     )
-    return Row("Probability of backtest overfitting", note, (format_number(found.probability, "probability"),))
+    return Row(f"Probability of backtest overfitting, {what}", note, (format_number(found.probability, "probability"),))
 
 
 def _costs(evidence: Evidence) -> Section:

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
+
+import numpy as np
 
 from layer3 import trials, workflow
 from layer3.agent.bars import Bars
 from layer3.agent.search import to_settings
 from layer3.backtest.comparison import MEASURES, Reference
-from layer3.backtest.holdout import REFERENCES, decider, walk
+from layer3.backtest.holdout import REFERENCES, decider, walk, walk_in_full
 from layer3.version import source_sha256
 
-__all__ = ["OBJECTIVE", "Scores", "note", "references", "train_and_score"]
+__all__ = ["OBJECTIVE", "Result", "Scores", "note", "references", "train_and_score"]
 
 #: What a search maximises: the mean over seeds of what PPO itself maximises, on bars that it never saw.
 OBJECTIVE: Final = "reward"
 
 #: Each measure's values on the validation part, one per seed.
 Scores = dict[str, list[float | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one setting came to on the validation part: its scores, and the returns per bar (bars, seeds)."""
+
+    scores: Scores
+    returns: trials.Returns
 
 
 def train_and_score(
@@ -32,7 +42,7 @@ def train_and_score(
     device: str = "cpu",
     workers: int | None = None,
     on_progress: Callable[[int], None] = lambda _: None,
-) -> Scores:
+) -> Result:
     """Train one policy per seed, together, and score each on the validation part; the test part is not looked at.
 
     ``values`` is a point of :data:`layer3.agent.search.SPACE`; ``on_progress`` hears the environment
@@ -55,8 +65,9 @@ def train_and_score(
         workers=workers,
         on_progress=lambda report: on_progress(report.steps),
     )
-    figures = walk(bars, splits.validation, [decider(policy.tensors) for policy in trained])
-    return {measure.key: [row[measure.key] for row in figures] for measure in MEASURES}
+    figures, returns = walk_in_full(bars, splits.validation, [decider(policy.tensors) for policy in trained])
+    scores: Scores = {measure.key: [row[measure.key] for row in figures] for measure in MEASURES}
+    return Result(scores, returns.astype(np.float32))
 
 
 def references(bars: Bars) -> list[Reference]:
@@ -70,13 +81,13 @@ def note(
     data: trials.Data,
     bars: Bars,
     values: Mapping[str, Any],
-    scores: Scores,
+    result: Result | None,
     *,
     seeds: Sequence[int],
     steps: int,
     now: datetime,
 ) -> str:
-    """Write into the ledger of trials that this point was tried; the record's address."""
+    """Write into the ledger of trials that this point was tried, and what it came to; the record's address."""
     return trials.record(
         store,
         kind="tune",
@@ -84,7 +95,8 @@ def note(
         seeds=seeds,
         folds=[{data.sha256: [workflow.splits_of(bars).train]}],
         settings=[asdict(to_settings(values, steps))],
-        scores={f"validation_{name}": series for name, series in scores.items()},
+        scores={f"validation_{name}": series for name, series in result.scores.items()} if result else {},
         code_version=source_sha256()[:12],
         now=now,
+        returns=result.returns if result else None,
     )

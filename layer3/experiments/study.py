@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from layer3.agent.search import SPACE, Values, default_values, to_optuna
 from layer3.errors import ConfigurationError, TrainingError
 from layer3.experiments.options import folder_name
-from layer3.experiments.scoring import OBJECTIVE, Scores
+from layer3.experiments.scoring import OBJECTIVE, Result, Scores
 from layer3.experiments.workers import Workers
 
 if TYPE_CHECKING:
@@ -34,13 +34,17 @@ _DEFAULTS: Final = "defaults"
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A trial that came to its end: with scores, or with the reason why there are none."""
+    """A trial that came to its end: with scores, or with the reason why there are none.
+
+    ``result`` is whole when a search tells of it; the journal keeps the scores alone.
+    """
 
     number: int
     values: Values
     defaults: bool
     scores: Scores
     refusal: str
+    result: Result | None = field(default=None, compare=False, repr=False)
 
 
 def study_name(symbol: str, identity: Mapping[str, Any]) -> str:
@@ -148,7 +152,7 @@ def search(
 ) -> None:
     """Go on until ``trials`` trials have ended.
 
-    Each worker gets a point of the space and answers with :data:`~layer3.experiments.scoring.Scores`.
+    Each worker gets a point of the space and answers with a :class:`~layer3.experiments.scoring.Result`.
     What is tried next depends on what ended before and on ``seed``: with one worker the same search
     tries the same points, however often it was interrupted.
 
@@ -187,13 +191,14 @@ def search(
         answered = event.kind == "answer"
         if defaults and not answered:
             raise TrainingError(f"the default settings cannot be trained here: {event.value}")
-        scores, refusal = (event.value, "") if answered else ({}, event.value)
-        on_end(Finished(trial.number, values, defaults, scores, refusal))
         if answered:
-            trial.set_user_attr(_SCORES, scores)
-            study.tell(trial, _objective(scores))
+            result: Result = event.value
+            on_end(Finished(trial.number, values, defaults, result.scores, "", result))
+            trial.set_user_attr(_SCORES, result.scores)
+            study.tell(trial, _objective(result.scores))
         else:
-            trial.set_user_attr(_REFUSAL, refusal)
+            on_end(Finished(trial.number, values, defaults, {}, event.value))
+            trial.set_user_attr(_REFUSAL, event.value)
             study.tell(trial, state=TrialState.FAIL)
         ended += 1
 

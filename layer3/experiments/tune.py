@@ -34,7 +34,7 @@ from layer3.experiments.report import (
     terminal_table,
     validation_period,
 )
-from layer3.experiments.scoring import OBJECTIVE, Scores, note, references, train_and_score
+from layer3.experiments.scoring import OBJECTIVE, Result, note, references, train_and_score
 from layer3.experiments.study import Finished, finished, open_study, search, study_name
 from layer3.experiments.workers import workers
 from layer3.sizing.config import chain_config_text
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _work(
     bars: Bars, seeds: Sequence[int], steps: int, device: str, cores: int, values: Values, tell: Callable[[int], None]
-) -> Scores:
+) -> Result:
     return train_and_score(bars, values, seeds=seeds, steps=steps, device=device, workers=cores, on_progress=tell)
 
 
@@ -114,7 +114,7 @@ def _tune(options: argparse.Namespace) -> None:
                     market.data,
                     market.bars,
                     trial.values,
-                    trial.scores,
+                    trial.result,
                     seeds=seeds,
                     steps=options.steps,
                     now=datetime.now(UTC),

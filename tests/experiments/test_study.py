@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from optuna.trial import TrialState
 
 from layer3.agent.search import default_values
 from layer3.errors import ConfigurationError, TrainingError
+from layer3.experiments.scoring import Result
 from layer3.experiments.study import Finished, finished, open_study, search, study_name
 from layer3.experiments.workers import Event
 
@@ -54,7 +56,9 @@ class Crew:
         self._told.discard(worker)
         values = self._given.pop(worker)
         refusal = self._refuse(values)
-        return Event(worker, "refusal", refusal) if refusal else Event(worker, "answer", scores_of(values))
+        if refusal:
+            return Event(worker, "refusal", refusal)
+        return Event(worker, "answer", Result(scores_of(values), np.zeros((3, SEEDS), np.float32)))
 
 
 def go(folder: Path, trials: int, crew: Crew | None = None) -> tuple[list[Finished], list[Finished], list[int]]:
@@ -73,6 +77,7 @@ def test_the_defaults_come_first_and_every_trial_is_told_of(tmp_path: Path) -> N
     assert kept[0].values == default_values()
     assert [trial.defaults for trial in kept] == [True] + [False] * 11
     assert all(trial.scores == scores_of(trial.values) for trial in kept)
+    assert all(trial.result and trial.result.scores == trial.scores for trial in told)
     assert progress == [7] * 12
     assert len({tuple(trial.values.values()) for trial in kept}) == 12
 

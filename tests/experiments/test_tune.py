@@ -16,8 +16,10 @@ import pandas as pd
 import pytest
 
 from layer3 import trials
+from layer3.backtest.metrics import sharpe
 from layer3.experiments import tune
 from layer3.experiments.market import load_market
+from layer3.workflow import splits_of
 from tests.fakes.processes import group
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,6 +103,11 @@ def test_the_ledger_says_what_was_tried(killed: Path) -> None:
         assert record["policies"] == 2
         assert record["settings"][0]["ppo"]["steps"] == 4_096
         assert len(record["scores"]["validation_reward"]) == 2
+    decisions = len(splits_of(market.bars).validation) - 2
+    kept = trials.validation_returns(str(killed), market.data, decisions)
+    ratios = [ratio for record in records(killed) for ratio in record["scores"]["validation_sharpe"]]
+    assert kept.shape[1] >= 2
+    assert all(min(abs(sharpe(column, 8_760.0) - ratio) for ratio in ratios) < 1e-3 for column in kept.T)
     # What was killed between its record and its line in the journal is on record twice, and counts once.
     tried = {json.dumps(record["settings"]) for record in records(killed)}
     assert trials.count(str(killed), market.data.sha256) == 2 * len(tried)

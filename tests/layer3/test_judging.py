@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from layer3.agent.policy_file import FILES, load_policy
 from layer3.backtest.engine import run
 from layer3.backtest.evidence import Effort
 from layer3.backtest.gate import judge
+from layer3.backtest.overfitting import overfitting
 from layer3.backtest.record import BUY_AND_HOLD, CHAMPION, FLAT, KELLY_ONLY, POLICY, Evaluation
 from layer3.backtest.walk_forward import load_folds, save_folds
 from layer3.champion import CHANNEL, Champion, Channel
@@ -117,6 +119,24 @@ def test_what_was_tried_is_counted_once_however_often_it_is_judged(done: Run, ju
     assert one is not None
     assert other is not None
     assert trials.sharpe_spread(done.store, sha256) == trials.Spread(pytest.approx((one - other) ** 2 / 2), 1)
+
+
+def test_what_was_tried_is_asked_whether_its_best_was_luck(done: Run, judged: Evaluation, tmp_path: Path) -> None:
+    assert judged.evidence.overfitting is None
+    assert "overfitting" not in judged.evidence.problems
+    shutil.copytree(done.store, tmp_path / "store")
+    store, (bars, info) = str(tmp_path / "store"), load_bars(done.features)
+    fit(done.features, tmp_path / "other", seed=2, steps=STEPS, members=2, store=store, now=NOW)
+    found = done.judge(store=store).evidence.overfitting
+    returns = trials.validation_returns(store, trials.Data.of(info), len(splits_of(bars).validation) - 2)
+    assert returns.shape[1] == 3
+    assert found == overfitting(returns.astype(np.float64), 16)
+    beside = next((tmp_path / "store" / "trials").rglob("*.npy"))
+    beside.write_bytes(b"x")
+    damaged = done.judge(store=store).evidence
+    assert damaged.overfitting is None
+    assert f"{beside} holds no returns" in damaged.problems["overfitting"]
+    assert damaged.trust is not None
 
 
 def test_a_champion_walks_the_same_bars(done: Run, tmp_path: Path) -> None:

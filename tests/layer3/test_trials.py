@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -291,3 +292,45 @@ def test_the_count_is_the_size_of_the_set_of_trainings(
             now=NOW + timedelta(seconds=number),
         )
     assert trials.count(store, BTC.sha256) == len(set(done))
+
+
+def series(*columns: float, bars: int = 4) -> np.ndarray[Any, Any]:
+    """Returns (bars, policies), each policy's its own number and the bar's."""
+    return np.asarray(columns, np.float32) + np.arange(bars, dtype=np.float32)[:, None]
+
+
+def test_the_returns_of_different_trainings_stand_side_by_side(store: str) -> None:
+    assert trials.validation_returns(store, BTC, 4).shape == (4, 0)
+    note(store, seeds=[1, 2], returns=series(3.0, 1.0))
+    note(store, seeds=[2, 3], returns=series(1.5, 5.0), now=NOW + timedelta(days=1))
+    # Tried, but walked nowhere; of other candles or sizing, of another split, or the same to the last digit.
+    note(store, kind="walk_forward", folds=[{BTC.sha256: [range(50)]}])
+    note(store, MOVED, returns=series(7.0, 8.0))
+    note(store, replace(BTC, sizing_sha256="00" * 32), returns=series(7.0, 8.0))
+    note(store, seeds=[4, 5], returns=series(7.0, 8.0, bars=5))
+    note(store, seeds=[6, 7], returns=series(3.0, 3.0))
+    kept = trials.validation_returns(store, BTC, 4)
+    np.testing.assert_array_equal(kept, series(1.5, 3.0, 5.0))
+    assert trials.count(store, BTC.sha256) == 3 + 2 + 2 + 2 + 2 + 2
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", b"PK\x03\x04", "short", "wide", "nan", "objects"])
+def test_returns_that_cannot_be_read_are_told_by_where_they_lie(tmp_path: Path, content: bytes | str) -> None:
+    beside = Path(note(str(tmp_path), returns=series(3.0, 1.0))).with_suffix(".npy")
+    if content == "short":
+        beside.write_bytes(beside.read_bytes()[:-1])
+    elif isinstance(content, str):
+        arrays = {"wide": series(1.0, 2.0, 3.0), "nan": series(np.nan, 1.0), "objects": np.array([[{}, {}]])}
+        np.save(beside, arrays[content], allow_pickle=True)
+    else:
+        beside.write_bytes(content)
+    with pytest.raises(DataError, match=f"{beside} holds no returns of policies .*: restore it, or remove it"):
+        trials.validation_returns(str(tmp_path), BTC, 4)
+    assert trials.count(str(tmp_path), BTC.sha256) == 2
+
+
+@pytest.mark.parametrize("wrong", [series(1.0), series(1.0, 2.0, 3.0), series(1.0, np.inf), np.zeros(4, np.float32)])
+def test_returns_that_are_not_those_of_the_policies_are_refused(tmp_path: Path, wrong: np.ndarray[Any, Any]) -> None:
+    with pytest.raises(ValueError, match="expected a finite one per bar and policy"):
+        note(str(tmp_path), returns=wrong)
+    assert list(tmp_path.iterdir()) == []

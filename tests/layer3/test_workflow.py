@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from layer3 import contract
+from layer3 import contract, trials
 from layer3.agent.bars import Bars, load_bars, save_bars
 from layer3.agent.policy_file import load_policy
+from layer3.backtest.metrics import sharpe
 from layer3.backtest.record import KELLY_ONLY, POLICY
 from layer3.errors import ConfigurationError, DataError
 from layer3.market import sources
@@ -208,6 +209,10 @@ def test_an_ensemble_is_its_members_mean_and_they_are_trained_by_their_own_seeds
     (record,) = [json.loads(path.read_text()) for path in (store / "trials").rglob("*.json")]
     own = [policy.manifest["metrics"]["validation_policy_sharpe"] for policy in alone]
     assert record["scores"]["validation_sharpe"] == pytest.approx(own, abs=1e-4)
+    bars, info = load_bars(features)
+    decisions = len(splits_of(bars).validation) - 2
+    kept = trials.validation_returns(str(store), trials.Data.of(info), decisions).astype(np.float64)
+    assert sorted(sharpe(column, 8_760.0) for column in kept.T) == pytest.approx(sorted(own), abs=1e-3)
     assert len(set(own)) == 3
     states = crowd.members[0].states[:200]
     multiplier, _ = load_policy(tmp_path / "crowd").act(states)
