@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-__all__ = ["ACT_AS", "BUCKET", "ME", "PROJECT", "RELEASE", "SERVICE", "in_project", "lacking", "let_act", "member"]
+__all__ = [
+    "ACT_AS",
+    "BUCKET",
+    "ME",
+    "MODELS",
+    "PROJECT",
+    "RELEASE",
+    "SERVICE",
+    "in_project",
+    "lacking",
+    "let_act",
+    "member",
+]
 
 #: What the account of the pipeline needs in the project, on the bucket and, where it releases to Cloud Run, in the
 #: project and on the service; each with the roles that hold it too.
@@ -28,6 +40,10 @@ SERVICE: Final = {
     "roles/run.invoker": {"roles/run.admin"},
 }
 BUCKET: Final = {"roles/storage.objectUser": {"roles/storage.objectAdmin", "roles/storage.admin"}}
+#: What the account of the service needs on the bucket: it may be granted for models/ and channels/ alone.
+MODELS: Final = {
+    "roles/storage.objectViewer": {"roles/storage.legacyObjectReader", *BUCKET, *BUCKET["roles/storage.objectUser"]}
+}
 ACT_AS: Final = "roles/iam.serviceAccountUser"
 #: In a command: whoever runs it.
 ME: Final = 'user:"$(gcloud config get account)"'

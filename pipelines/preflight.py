@@ -209,13 +209,19 @@ class _Project:
                 make.replace(f"gs://{bucket}", f"gs://{cloud.project}-himari"),
             )
             return
-        policy = self._ask("see who may use the bucket", "GET", f"{at}/iam")
-        for role in grants.lacking(policy, grants.member(cloud.pipeline_service_account), grants.BUCKET):
-            yield Missing(
-                f"{cloud.pipeline_service_account} has not {role} on gs://{bucket}",
-                f"gcloud storage buckets add-iam-policy-binding gs://{bucket} "
-                f"--member={grants.member(cloud.pipeline_service_account)} --role={role}",
-            )
+        # Version 3 has roles that are granted under a condition by their own names.
+        with_conditions = {"optionsRequestedPolicyVersion": 3}
+        policy = self._ask("see who may use the bucket", "GET", f"{at}/iam", params=with_conditions)
+        wanted = {cloud.pipeline_service_account: grants.BUCKET}
+        if cloud.service:
+            wanted.setdefault(cloud.serving_service_account, grants.MODELS)
+        for account, roles in wanted.items():
+            for role in grants.lacking(policy, grants.member(account), roles):
+                yield Missing(
+                    f"{account} has not {role} on gs://{bucket}",
+                    f"gcloud storage buckets add-iam-policy-binding gs://{bucket} --member={grants.member(account)} "
+                    f"--role={role}",
+                )
 
     def pushed(self, images: Images | None) -> Iterator[Missing]:
         host = self._cloud.endpoints.artifact_registry or "https://artifactregistry.googleapis.com"

@@ -79,7 +79,11 @@ def world(folder: Path, compiled: Path | None = None, *, service: str = "") -> I
             FakeVertex(folder / "vertex", storage=gcs.url, images=[*images.values()], accounts=[_PIPELINE])
         )
         gcs.project_number = place.number
-        gcs.roles = {"roles/storage.objectUser": {f"serviceAccount:{_PIPELINE}"}}
+        gcs.roles = {
+            "roles/storage.objectUser": {f"serviceAccount:{_PIPELINE}"},
+            "roles/storage.objectViewer": {f"serviceAccount:{_SERVING}"},
+        }
+        gcs.conditional = {"roles/storage.objectViewer"}  # of models/ and channels/, as infra/ grants it
         said = {
             "project": place.project,
             "region": place.region,

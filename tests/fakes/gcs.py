@@ -68,6 +68,8 @@ class FakeGcs:
         self.project_number = 0
         self.roles: dict[str, set[str]] = {}
         """Who has which role on every bucket."""
+        self.conditional: set[str] = set()
+        """The roles that they have under a condition."""
         self.requests: list[str] = []
         self.authorizations: list[str | None] = []
         self.tokens: Iterable[str] | None = None
@@ -278,7 +280,12 @@ class _Handler(BaseHTTPRequestHandler):
             )
         if matched := _IAM.match(path):
             self.gcs.require(unquote(matched["bucket"]))
-            bindings = [{"role": role, "members": sorted(who)} for role, who in self.gcs.roles.items()]
+            # Who asks for an older policy sees that a role has a condition by its name alone.
+            bare: set[str] = set() if self.query.get("optionsRequestedPolicyVersion") == "3" else self.gcs.conditional
+            bindings = [
+                {"role": f"{role}_withcond_0123456789" if role in bare else role, "members": sorted(who)}
+                for role, who in self.gcs.roles.items()
+            ]
             return 200, {}, {"kind": "storage#policy", "etag": "CAE=", "bindings": bindings}
         raise RefusalError(404, f"unknown address {path}")
 

@@ -311,6 +311,20 @@ def test_the_canary_needs_to_read_the_metrics(releasing):
     assert "--role=roles/monitoring.viewer" in fix
 
 
+def test_the_service_needs_to_read_its_models(releasing):
+    del releasing.gcs.roles["roles/storage.objectViewer"]
+    command = "gcloud storage buckets add-iam-policy-binding gs://bucket"
+    assert released_by(releasing) == [
+        (
+            f"{SERVICE} has not roles/storage.objectViewer on gs://bucket",
+            f"{command} --member=serviceAccount:{SERVICE} --role=roles/storage.objectViewer",
+        )
+    ]
+    assert asked_of(releasing) == [], "who releases to no service needs none of it"
+    releasing.gcs.roles["roles/storage.objectAdmin"] = {f"serviceAccount:{SERVICE}"}
+    assert released_by(releasing) == []
+
+
 def test_a_service_that_nobody_may_make_is_made_first(releasing):
     releasing.run.services.clear()
     ((what, fix),) = released_by(releasing)
