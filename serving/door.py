@@ -58,6 +58,7 @@ class Door:
         self.service = service
         self.routes = route_table(settings, service, metrics)
         self.room = Room(settings.max_in_flight)
+        self._turn = asyncio.Lock()
         self._guard, self._metrics, self._access = guard, metrics, access
         self._cors = Cors(settings.cors_origins)
         start = secrets.token_hex(6)
@@ -123,9 +124,19 @@ class Door:
                     body = await read_body(receive, headers.get(b"content-length"), route.max_body, self.room)
                     if BROKEN in scope["state"]:
                         raise scope["state"].pop(BROKEN)
-                return route.answer(body)
+                return route.answer(body) if route.weight == 1 else await self._in_turn(route, body)
             finally:
                 self._metrics.in_flight -= 1
+
+    async def _in_turn(self, route: Route, body: bytes) -> Reply:
+        """The answer of a ``route`` that takes long: one for each turn of the loop, in which all others have theirs."""
+        self.room.hold(len(body))  # as reading it did until now
+        try:
+            async with self._turn:
+                await asyncio.sleep(0)
+                return route.answer(body)
+        finally:
+            self.room.release(len(body))
 
     def _route(self, method: str, path: str) -> Route:
         route = self.routes.get(path)

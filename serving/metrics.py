@@ -86,7 +86,7 @@ class Metrics:
         )
         service, serving = self._service, self._service.current
         told = [
-            ("in_flight_requests", "gauge", "Requests whose body is still coming.", self.in_flight),
+            ("in_flight_requests", "gauge", "Requests that are read, or wait for their turn.", self.in_flight),
             ("shed_total", "counter", "Requests turned away because too many were under way.", self.shed),
             ("rate_limited_total", "counter", "Requests beyond their caller's rate.", self.rate_limited),
             ("unauthorised_total", "counter", "Requests of nobody known, or not allowed.", self.unauthorised),

@@ -85,6 +85,11 @@ class Connection(HttpToolsProtocol):
         """Whether an answer is under way by uvicorn's own way."""
         return self.cycle is not None and not self.cycle.response_complete
 
+    @property
+    def ending(self) -> bool:
+        """Whether the next answer is the last: there is no room for this connection, or the server is being stopped."""
+        return self.crowded or self.door.service.draining
+
     # What the loop calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -179,6 +184,9 @@ class Connection(HttpToolsProtocol):
         method, version = _METHODS.get(self.parser.get_method()), self.parser.get_http_version()
         if version not in ("1.1", "1.0"):  # the parser knows 0.9 and 2.0 too
             self._stop(_not_http())
+        hosts = [name for name, _ in self.headers].count(b"host")
+        if hosts > 1 or (hosts == 0 and version == "1.1"):
+            self._stop(_one_host(hosts))
         if found is not None and method is not None and version == "1.1" and not self.busy:
             self.pending, self.method = found, method
         else:
@@ -202,7 +210,7 @@ class Connection(HttpToolsProtocol):
             body = parts[0] if len(parts) == 1 else b"".join(parts)
             self.parts = []
         reply, request_id = self.door.answer(route, self.method, path, self.headers, body)
-        last = self.crowded or not self.parser.should_keep_alive()
+        last = self.ending or not self.parser.should_keep_alive()
         self._write(reply, request_id, last=last)
         if last:
             self.transport.close()
@@ -230,7 +238,7 @@ class Connection(HttpToolsProtocol):
             name == b"expect" and value.lower() == b"100-continue" for name, value in headers
         )
         super().on_headers_complete()
-        if self.crowded:
+        if self.ending:
             self.cycle.keep_alive = False
         for part in parts:
             super().on_body(part)
@@ -319,6 +327,10 @@ def _fault(error: httptools.HttpParserError) -> Problem:
 
 def _not_http() -> Problem:
     return Problem(HTTPStatus.BAD_REQUEST, "this is not HTTP/1.1 (RFC 9112)")
+
+
+def _one_host(got: int) -> Problem:
+    return Problem(HTTPStatus.BAD_REQUEST, f"expected one header Host (RFC 9112, 3.2), got {got or 'none'}")
 
 
 def _headers_too_large() -> Problem:

@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import signal
+import socket
 import sys
 import threading
 import time
@@ -24,12 +25,15 @@ from serving.protocol import IDLE_SECONDS, Connection, protocol_of
 from serving.service import Service
 from serving.settings import Settings
 
-__all__ = ["Server", "open_door", "serve"]
+__all__ = ["Server", "listeners", "open_door", "serve"]
 
 #: Seconds from SIGTERM to the end at the latest (Cloud Run kills after ten): first requests under way are waited
 #: for while /health says "draining", then what is left is cut.
 _DRAIN_SECONDS: Final = 7.0
 _CUT_SECONDS: Final = 1
+#: New connections that one turn of the loop takes up: libuv takes one from each listener. With one alone, and an answer
+#: to many states in each turn, they would wait for seconds where nobody sees and sheds them.
+_TAKEN_AT_ONCE: Final = 8
 logger = logging.getLogger("serving")
 
 
@@ -109,7 +113,21 @@ def serve(settings: Settings) -> None:
     server = server_of(door, settings)
     gc.enable()
     # Bound here: the loop would look the address up, with four threads of its own that nobody needs afterwards.
-    server.run(sockets=[server.config.bind_socket()])
+    server.run(sockets=listeners(settings.host, settings.port))
+
+
+def listeners(host: str, port: int) -> list[socket.socket]:
+    """A bound address, as many times as the loop shall look there; SystemExit and a line in the log if that fails."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, UnicodeError) as error:  # the latter of names that are too long for one
+        listener.close()
+        logger.error("cannot listen on HOST %r, PORT %d: %s", host, port, getattr(error, "strerror", None) or error)
+        raise SystemExit(1) from None
+    logger.info("listening on %s, port %d", host, port)
+    return [listener, *(listener.dup() for _ in range(_TAKEN_AT_ONCE - 1))]
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:

@@ -249,6 +249,18 @@ def test_what_is_not_http_is_refused_in_one_sentence(client: Client, garbage: by
     assert client.predict(NEUTRAL).status == 200
 
 
+@pytest.mark.parametrize("path", ["/health", "/docs"])
+@pytest.mark.parametrize(
+    ("version", "hosts", "status"),
+    [("1.1", 0, 400), ("1.1", 1, 200), ("1.1", 2, 400), ("1.0", 0, 200), ("1.0", 1, 200), ("1.0", 2, 400)],
+)
+def test_a_request_names_one_host(client: Client, path: str, version: str, hosts: int, status: int) -> None:
+    lines = [f"GET {path} HTTP/{version}", *["Host: x"] * hosts, "Connection: close", "", ""]
+    answer = exchange(client.port, "\r\n".join(lines).encode(), answers=2)
+    assert statuses(answer) == [status]
+    assert status == 200 or b"expected one header Host" in answer
+
+
 def test_nonsense_after_a_request_does_not_hurt_its_answer(client: Client) -> None:
     assert statuses(exchange(client.port, GOOD + b"\x00nonsense\r\n\r\n", answers=3)) == [200, 400]
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvloop
 
 from serving import overload, protocol
 from serving.overload import Overloaded, Room
+from serving.server import listeners, open_door
 from tests.serving.support import (
     NEUTRAL,
     Client,
@@ -23,6 +28,7 @@ from tests.serving.support import (
     read_answers,
     request,
     serve,
+    settings_for,
     statuses,
 )
 
@@ -181,6 +187,68 @@ def test_who_breaks_off_leaves_nothing_behind(policy_folder: Path) -> None:
         while connections_alive() > before:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_a_crowd_of_new_connections_is_taken_up_in_a_few_turns_of_the_loop() -> None:
+    found: list[int] = []
+
+    class Taken(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            found.append(turn)
+            transport.close()
+
+    async def take(bound: list[socket.socket]) -> None:
+        nonlocal turn
+        loop = asyncio.get_running_loop()
+        servers = [await loop.create_server(Taken, sock=one, backlog=100) for one in bound]
+        while len(found) < 40:
+            turn += 1
+            await asyncio.sleep(0)
+        for server in servers:
+            server.close()
+
+    turn = 0
+    bound = listeners("127.0.0.1", 0)
+    bound[0].listen(100)
+    with ExitStack() as stack:
+        for one in bound:
+            stack.callback(one.close)
+        for _ in range(40):
+            stack.enter_context(socket.create_connection(bound[0].getsockname(), timeout=60))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(take(bound))
+    assert max(Counter(found).values()) > 1
+    assert len(set(found)) < 20
+
+
+def test_one_of_many_states_is_answered_in_each_turn_of_the_loop(policy_folder: Path) -> None:
+    door = open_door(settings_for(policy_folder))
+    door.service.look()
+    body = json.dumps({"states": [NEUTRAL] * 2}).encode()
+    scope = {"type": "http", "method": "POST", "path": "/predict:batch"}
+    headers = [(b"content-type", b"application/json")]
+    happened: list[str] = []
+
+    async def receive() -> MutableMapping[str, Any]:
+        return {"type": "http.request", "body": body}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            happened.append(str(message["status"]))
+
+    async def turns() -> None:
+        while happened.count("200") < 3:
+            happened.append("turn")
+            await asyncio.sleep(0)
+
+    async def together() -> None:
+        callers = (door({**scope, "headers": headers, "state": {}}, receive, send) for _ in range(3))
+        await asyncio.gather(turns(), *callers)
+
+    asyncio.run(together())
+    assert happened.count("200") == 3
+    assert "200 200" not in " ".join(happened)
+    assert (door.room.taken, door.room.held) == (0, 0)
 
 
 def connections_alive() -> int:

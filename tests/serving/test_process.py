@@ -172,7 +172,8 @@ def test_what_is_under_way_is_answered_after_sigterm_while_health_says_draining(
             server.process.send_signal(signal.SIGTERM)
             health = server.client.wait_for_health("draining", process=server.process)
             assert health.status == 503
-            assert statuses(exchange(port, PREDICT)) == [200]  # whoever has not heard yet is answered too
+            assert b"connection: close" in exchange(port, PREDICT)  # whoever has not heard yet is answered, and told
+            assert statuses(exchange(port, request("GET", "/docs"), answers=2)) == [200]  # uvicorn's own way, likewise
             slow.sendall(PREDICT[-5:])
             assert statuses(read_answers(slow, 1)) == [200]
         output, _ = server.process.communicate(timeout=120)
