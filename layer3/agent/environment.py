@@ -212,6 +212,7 @@ class TradingEnvironment:
         ``ages`` (n,) are the decisions by which a window's first episode is shorter, so that not all end at once.
         """
         self._age[:] = ages
+        self._send_ages()
         self._restart(self._xp.ones((self._n,), dtype=self._xp.bool, device=self._device), starts)
         return self._account.observe(self._at)
 
@@ -236,7 +237,9 @@ class TradingEnvironment:
         truncated = self._age >= config.episode_steps
         self._age[truncated] = 0
         if truncated.any() or xp is not np or terminated.any():
-            fresh = terminated | xp.asarray(truncated, device=self._device)
+            # Sent to the device, a mask would have every step wait for the host: there the clock tells it.
+            over = truncated if xp is np else (self._clock - self._begun) % config.episode_steps == 0
+            fresh = terminated | over
             self._restart(fresh, starts)
             states = xp.where(fresh[:, None], account.flat_states[self._at], final_states)
         return Step(states, reward, growth, terminated, truncated, final_states)
@@ -247,6 +250,11 @@ class TradingEnvironment:
         self._at = where(fresh, starts, self._at)
         self._squares = where(fresh, 0.0, self._squares)
         self._square_sum = where(fresh, 0.0, self._square_sum)
+
+    def _send_ages(self) -> None:
+        """Tell the device, once, when each window's episode began; on the host the ages themselves are at hand."""
+        if self._xp is not np:
+            self._begun = self._xp.asarray(self._clock - self._age, device=self._device)
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """Everything that the next step depends on, numpy arrays (..., n); :meth:`restore` takes it up again."""
@@ -267,4 +275,5 @@ class TradingEnvironment:
             setattr(self._account.ledger, name, self._xp.asarray(arrays[f"ledger.{name}"].copy(), device=self._device))
         self._age = arrays["_age"].copy()
         self._clock = int(arrays["_clock"][0])
+        self._send_ages()
         return self._account.observe(self._at)

@@ -13,6 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from layer3 import contract
 from layer3.agent.bars import Bars, concatenate
@@ -180,6 +182,38 @@ def test_numpy_and_torch_give_the_same_money_and_states_bit_for_bit(
             money = [side.snapshot() for side in sides]
             for name in set(money[0]) - {"_squares", "_square_sum"}:  # these know the logarithm
                 np.testing.assert_array_equal(money[0][name], money[1][name], err_msg=name)
+
+
+class Transfers(TorchDispatchMode):
+    """Notes what is done with an array of the host's, or asks the device for a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if any(tensor.device.type == "cpu" for tensor in tensors) or func in ASKING:
+            self.met.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+ASKING = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default}
+
+
+def test_on_a_device_no_step_sends_or_asks_for_anything() -> None:
+    """The device is torch's stand-in without numbers, which every question to it would fail on."""
+    steps, n = 60, 8
+    walk = TradingEnvironment(make_bars(300), n, EnvironmentConfig(episode_steps=25), torch, "meta")
+    starts = torch.zeros(n, dtype=torch.int64, device="meta")
+    multiplier = torch.ones(n, dtype=torch.float64, device="meta")
+    with Transfers() as seen:
+        walk.reset(starts, np.arange(n))
+    assert seen.met  # the ages are told once
+    with Transfers() as seen:
+        ended = sum(int(walk.step(multiplier, starts).truncated.sum()) for _ in range(steps))
+    assert ended == 2 * n
+    assert seen.met == []
 
 
 @BOTH
