@@ -23,9 +23,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
 from layer3.errors import ConfigurationError
+from layer3.net.address import Place
 from serving.keys import KeyFile
 from serving.rate import TokenBuckets
 from serving.refusals import too_many, unauthorised
@@ -82,12 +82,12 @@ def guard_settings(environment: Mapping[str, str]) -> GuardSettings:
         raise ConfigurationError("AUTH=key needs API_KEYS_FILE: a file with lines of name:key")
     if "id-token" in ways and not audiences:
         raise ConfigurationError("AUTH=id-token needs ID_TOKEN_AUDIENCE: the service's URL, as callers ask Google for")
-    rate = _number(environment, "RATE_LIMIT", least=0) or (_RATE if ways else None)
+    rate = _number(environment, "RATE_LIMIT", least=0.001) or (_RATE if ways else None)
     burst = _number(environment, "RATE_BURST", least=1) or max(1.0, 2 * (rate or 0))
     return GuardSettings(
         keys_file=Path(keys_file) if "key" in ways else None,
         audiences=audiences if "id-token" in ways else frozenset(),
-        emails=frozenset(email.lower() for email in _list(environment, "ID_TOKEN_EMAILS")),
+        emails=_emails(environment),
         certs_url=_certs_url(environment.get("ID_TOKEN_CERTS_URL") or GOOGLE_CERTS),
         rate=rate,
         burst=burst,
@@ -200,8 +200,17 @@ def _list(environment: Mapping[str, str], name: str) -> frozenset[str]:
     return frozenset(entry.strip() for entry in environment.get(name, "").split(",") if entry.strip())
 
 
+def _emails(environment: Mapping[str, str]) -> frozenset[str]:
+    """The accounts that may call; none where the setting is not set, which means all of them."""
+    found = _list(environment, "ID_TOKEN_EMAILS")
+    text = environment.get("ID_TOKEN_EMAILS", "")
+    if text and not (found and all("@" in email for email in found)):
+        raise ConfigurationError(f"ID_TOKEN_EMAILS is {text!r}, expected e-mail addresses, comma-separated")
+    return frozenset(email.lower() for email in found)
+
+
 def _number(environment: Mapping[str, str], name: str, least: float) -> float | None:
-    """The finite number above 0 and not below ``least`` that the setting holds; None where it is not set."""
+    """The finite number from ``least`` that the setting holds; None where it is not set."""
     text = environment.get(name, "")
     if not text:
         return None
@@ -209,13 +218,16 @@ def _number(environment: Mapping[str, str], name: str, least: float) -> float | 
         value = float(text)
     except ValueError:
         value = math.nan
-    if not (0 < value < math.inf and value >= least):
-        raise ConfigurationError(f"{name} is {text!r}, expected a number {f'from {least:g}' if least else 'above 0'}")
+    if not least <= value < math.inf:
+        raise ConfigurationError(f"{name} is {text!r}, expected a number from {least:g}")
     return value
 
 
 def _certs_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "::1", "localhost")):
+    try:
+        place = Place.parse(url)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"ID_TOKEN_CERTS_URL: {error}") from error
+    if place.scheme == "https" or place.is_loopback:
         return url
     raise ConfigurationError(f"ID_TOKEN_CERTS_URL is {url!r}, expected https:// (or http:// on this machine)")

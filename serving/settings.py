@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlsplit
 
 from layer3.errors import ConfigurationError
+from layer3.net.address import Place
 from serving.guard import GuardSettings, guard_settings
 
 __all__ = ["EXIT_WITH_STDIN", "Settings", "settings"]
@@ -15,6 +16,8 @@ __all__ = ["EXIT_WITH_STDIN", "Settings", "settings"]
 #: Name of the setting that ties the server's life to its standard input.
 EXIT_WITH_STDIN: Final = "HIMARI_EXIT_WITH_STDIN"
 _MAX_IN_FLIGHT: Final = 1000
+#: Characters of a project's id; those of a domain stand before a colon.
+_OF_PROJECTS: Final = frozenset(string.ascii_lowercase + string.digits + "-.:")
 #: What is asked for by programs, and stays where it is.
 _PATHS: Final = frozenset({"/health", "/healthz", "/metrics", "/predict", "/predict:batch", "/status"})
 
@@ -59,7 +62,7 @@ def settings(environment: Mapping[str, str]) -> Settings:
         max_in_flight=_integer(environment, "MAX_IN_FLIGHT", _MAX_IN_FLIGHT, 1, 100_000),
         watch_seconds=_seconds(environment, "WATCH_SECONDS", 2.0),
         access_log_per_second=float(_integer(environment, "ACCESS_LOG_PER_SECOND", 10, 0, 100_000)),
-        project=environment.get("GOOGLE_CLOUD_PROJECT", ""),
+        project=_project(environment),
         exit_with_stdin=_flag(environment, EXIT_WITH_STDIN),
         guard=guard_settings(environment),
     )
@@ -81,6 +84,15 @@ def _seconds(environment: Mapping[str, str], name: str, default: float) -> float
     if not 0.05 <= seconds <= 3600.0:
         raise ConfigurationError(f"{name} is {text!r}, expected seconds from 0.05 to 3600")
     return seconds
+
+
+def _project(environment: Mapping[str, str]) -> str:
+    project = environment.get("GOOGLE_CLOUD_PROJECT", "")
+    if not set(project) <= _OF_PROJECTS:
+        raise ConfigurationError(
+            f"GOOGLE_CLOUD_PROJECT is {project!r}, expected the id of a project, such as my-project"
+        )
+    return project
 
 
 def _flag(environment: Mapping[str, str], name: str) -> bool:
@@ -114,12 +126,18 @@ def _route(environment: Mapping[str, str], name: str) -> str:
 def _origins(text: str) -> frozenset[str]:
     origins = frozenset(entry.strip() for entry in text.split(",") if entry.strip())
     for origin in origins:
-        parts = urlsplit(origin)
-        if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}" or "@" in origin:
+        if not _is_origin(origin):
             raise ConfigurationError(
-                f"CORS_ORIGINS holds {origin!r}, expected addresses such as https://desk.example.com, comma-separated; "
-                "there is no * for everybody"
+                f"CORS_ORIGINS holds {origin!r}, expected addresses as browsers send them, such as "
+                "https://desk.example.com or http://localhost:3000, comma-separated, each in full: there is no *"
             )
-        if not parts.hostname or "*" in origin:
-            raise ConfigurationError(f"CORS_ORIGINS holds {origin!r}: each origin is named in full, without *")
     return origins
+
+
+def _is_origin(text: str) -> bool:
+    """Whether a browser would send it: lower case, ASCII, no path, no port that goes without saying."""
+    try:
+        place = Place.parse(text)
+    except ConfigurationError:
+        return False
+    return text == f"{place.scheme}://{place.authority}"

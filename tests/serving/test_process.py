@@ -151,6 +151,14 @@ def test_a_taken_port_is_said() -> None:
     assert "address already in use" in output.decode().lower()
 
 
+def test_a_host_that_is_none_is_said() -> None:
+    with serving_process(HOST=f"{'x' * 70}.invalid") as server:
+        output, _ = server.process.communicate(timeout=120)
+    assert server.process.returncode == 1
+    assert output.decode().startswith(f"ERROR: cannot listen on HOST '{'x' * 70}.invalid', PORT ")
+    assert len(output.splitlines()) == 1
+
+
 def test_it_ends_with_its_standard_input_if_it_is_told_to(policy_folder: Path) -> None:
     with serving_process(MODEL_URI=str(policy_folder), **{EXIT_WITH_STDIN: "1"}) as server:
         ready(server)

@@ -47,8 +47,8 @@ DEFAULTS = Settings(
         ({"AIP_STORAGE_URI": "gs://b/uploaded"}, {"model_uri": "gs://b/uploaded"}),
         ({"AIP_STORAGE_URI": "gs://b/uploaded", "MODEL_URI": "gs://b/mine"}, {"model_uri": "gs://b/mine"}),
         (
-            {"CORS_ORIGINS": "https://a.example, http://localhost:3000 ,"},
-            {"cors_origins": frozenset({"https://a.example", "http://localhost:3000"})},
+            {"CORS_ORIGINS": "https://a.example, http://localhost:3000 ,http://[::1]:8000"},
+            {"cors_origins": frozenset({"https://a.example", "http://localhost:3000", "http://[::1]:8000"})},
         ),
         (
             {"MAX_IN_FLIGHT": "7", "WATCH_SECONDS": "0.5", "ACCESS_LOG_PER_SECOND": "0"},
@@ -88,6 +88,7 @@ def test_settings(environment: dict[str, str], changes: dict[str, object]) -> No
         ("WATCH_SECONDS", "soon"),
         ("ACCESS_LOG_PER_SECOND", "-1"),
         (EXIT_WITH_STDIN, "yes"),
+        ("GOOGLE_CLOUD_PROJECT", "My Project"),
     ],
 )
 def test_a_wrong_setting_is_named(name: str, value: str) -> None:
@@ -102,8 +103,13 @@ def test_one_path_cannot_be_two_things() -> None:
 
 
 @pytest.mark.parametrize(
-    "origin", ["*", "https://*", "https://*.example.com", "desk.example.com", "https://a.example/", "null", "https://"]
-)
+    "origin",
+    [
+        "*", "https://*", "https://*.example.com", "desk.example.com", "https://a.example/", "null", "https://",
+        "https://A.example", "https://a.example:443", "https://\xfc.example", "http://[", "https://u@a.example",
+        "https://a.example:99999", "ftp://a.example",
+    ],
+)  # fmt: skip
 def test_a_wrong_origin_is_named(origin: str) -> None:
     with pytest.raises(ConfigurationError, match="CORS_ORIGINS holds") as caught:
         settings({**OPEN, "CORS_ORIGINS": f"https://fine.example,{origin}"})
