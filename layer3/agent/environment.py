@@ -21,6 +21,7 @@ give the same money and states bit for bit; rewards differ by the last bit of th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -62,10 +63,10 @@ class EnvironmentConfig:
 
     def __post_init__(self) -> None:
         checks = {
-            "capital": self.capital > 0.0,
+            "capital": 0.0 < self.capital < math.inf,
             "max_exposure": 0.0 < self.max_exposure <= contract.MAX_EXPOSURE,
-            "episode_steps": self.episode_steps >= 2,
-            "reward_window": self.reward_window >= 1,
+            "episode_steps": isinstance(self.episode_steps, int) and self.episode_steps >= 2,
+            "reward_window": isinstance(self.reward_window, int) and self.reward_window >= 1,
             "risk_aversion": 0.0 <= self.risk_aversion < 1e6,
         }
         for name, valid in checks.items():

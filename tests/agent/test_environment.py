@@ -572,10 +572,10 @@ def test_an_episode_may_start_wherever_it_ends_within_its_window(windows: list[r
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *itertools.product(["capital"], [0.0, -1.0, math.nan]),
+        *itertools.product(["capital"], [0.0, -1.0, math.nan, math.inf]),
         *itertools.product(["max_exposure"], [0.0, 0.51, -0.1, math.nan]),
-        *itertools.product(["episode_steps"], [0, 1]),
-        *itertools.product(["reward_window"], [0, -3]),
+        *itertools.product(["episode_steps"], [0, 1, 50.5]),
+        *itertools.product(["reward_window"], [0, -3, 2.5]),
         *itertools.product(["risk_aversion"], [-1.0, 1e9, math.nan]),
     ],
 )
@@ -584,7 +584,7 @@ def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
         EnvironmentConfig(**{name: value})  # type: ignore[arg-type]
 
 
-def test_the_defaults_are_the_issues() -> None:
+def test_the_defaults_are_what_production_charges_and_allows() -> None:
     config = EnvironmentConfig()
     assert (config.capital, config.costs.commission, config.costs.slippage) == (100_000.0, 0.001, 0.0005)
     assert (config.max_exposure, config.reward_window, config.episode_steps) == (0.5, 10, 500)

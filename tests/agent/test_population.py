@@ -307,13 +307,14 @@ def test_numbers_that_are_not_finite_stop_it_and_name_the_last_good_checkpoint(
         (trend(np.full(600, 123.0)), "the price is 123.0 on all 600 bars .* constant price"),
         (trend(np.linspace(100, 200, 600), direction=np.zeros(600, dtype=np.int8)), "holds nothing on all 600 bars"),
         (trend(np.linspace(100, 200, 600), base_fraction=np.zeros(600)), "holds nothing on all 600 bars"),
+        (trend(np.where(np.arange(600) == 40, 0.0, 100.0)), "open at bar 40 is 0.0, which is no price"),
         (trend(np.linspace(100, 200, 300)), "300 bars cannot hold an episode of 500"),
         (
             trend(np.linspace(100, 200, 600), return_1h=np.where(np.arange(600) == 500, np.nan, 0.0)),
             "return_1h at bar 500 is nan",
         ),
     ],
-    ids=["constant price", "all HOLD", "zero base", "too short", "NaN"],
+    ids=["constant price", "all HOLD", "zero base", "zero price", "too short", "NaN"],
 )
 def test_what_cannot_be_learnt_from_is_refused(world: Bars, message: str) -> None:
     with pytest.raises(TrainingError, match=message):
@@ -328,14 +329,19 @@ def test_what_cannot_be_learnt_from_is_refused(world: Bars, message: str) -> Non
         ({"folds": [[]]}, ConfigurationError, "a fold of no windows"),
         ({"settings": []}, ConfigurationError, "no settings given"),
         ({"seeds": [-1]}, ConfigurationError, "seed is -1"),
+        ({"seeds": [1.5]}, ConfigurationError, "seed is 1.5, expected an int"),
+        ({"seeds": np.arange(2)}, ConfigurationError, r"seed is \S*0\)?, expected an int"),
+        ({"seeds": [True]}, ConfigurationError, "seed is True"),
         ({"device": "tpu"}, ConfigurationError, "device is 'tpu', expected cpu or cuda"),
         ({"device": "cuda"}, ConfigurationError, "torch finds no GPU"),
         ({"workers": 0}, ConfigurationError, "workers is 0"),
+        ({"workers": 1.5}, ConfigurationError, "workers is 1.5, expected a whole number"),
         ({"checkpoint_every": 0}, ConfigurationError, "checkpoint_every is 0"),
         ({"checkpoint": "ftp://x/y"}, ConfigurationError, "only local paths and gs://"),
         ({"settings": [TINY, SHORT], "checkpoint": "x"}, ConfigurationError, "2 settings share no checkpoint"),
         ({"folds": [range(1_500, 2_500)]}, TrainingError, "does not lie within the 2,000 bars"),
         ({"folds": [range(0, 1_500, 2)]}, TrainingError, "does not lie within"),
+        ({"folds": [range(7, 7)]}, TrainingError, r"a fold of range\(7, 7\) holds no bars"),
     ],
 )
 def test_a_bad_argument_is_refused_in_a_sentence(
