@@ -8,6 +8,7 @@ output "cloud_yaml" {
     pipeline_service_account = google_service_account.pipeline.email
     serving_service_account  = google_service_account.serving.email
     service                  = local.service
+    max_instances            = var.max_instances
     allow_unauthenticated    = var.allow_unauthenticated
     id_token_emails          = join(",", [for member in concat(var.callers, [local.pipeline, local.ci]) : trimprefix(member, "serviceAccount:")])
   })

@@ -15,7 +15,6 @@ resource "google_cloud_run_v2_service" "predictions" {
     max_instance_request_concurrency = 80
 
     scaling {
-      min_instance_count = var.min_instances
       max_instance_count = var.max_instances
     }
 

@@ -89,14 +89,8 @@ variable "alert_email" {
   type        = string
 }
 
-variable "min_instances" {
-  description = "Instances that wait even when nobody calls; each is paid for around the clock."
-  type        = number
-  default     = 0
-}
-
 variable "max_instances" {
-  description = "Instances at most."
+  description = "Instances at most; releases read it from config/cloud.yaml."
   type        = number
   default     = 10
 }

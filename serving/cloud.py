@@ -85,10 +85,10 @@ class Cloud:
     """Project, region, names and limits; checked when built.
 
     ``store`` is ``gs://bucket[/path]`` and holds runs/, models/ and channels/; ``service`` is the Cloud Run
-    service, "" where a release only names the champion in the store; ``allow_unauthenticated`` is whether its server
-    checks callers in IAM's place, then ``api_keys_secret`` is the secret with their keys and ``id_token_emails`` whose
-    tokens it takes, each "" for none; ``canary_window_seconds`` is how
-    long each step of a release there is watched; ``max_cost_usd`` is what one run may be estimated to cost;
+    service, "" where a release only names the champion in the store, of at most ``max_instances``;
+    ``allow_unauthenticated`` is whether its server checks callers in IAM's place, then ``api_keys_secret`` is the
+    secret with their keys and ``id_token_emails`` whose tokens it takes, each "" for none; ``canary_window_seconds`` is
+    how long each step of a release there is watched; ``max_cost_usd`` is what one run may be estimated to cost;
     ``register_rejected`` is whether the model registry holds what the gate refused, too.
     """
 
@@ -99,6 +99,7 @@ class Cloud:
     pipeline_service_account: str = "himari-dev-pipeline"
     serving_service_account: str = "himari-dev-serving"
     service: str = "himari-dev"
+    max_instances: int = 10
     allow_unauthenticated: bool = False
     api_keys_secret: str = ""
     id_token_emails: str = ""
@@ -115,6 +116,7 @@ class Cloud:
                 continue  # load_cloud asks for them, so that a file may leave one to the environment
             if not isinstance(value, str) or not re.fullmatch(shape, value):
                 raise ConfigurationError(f"{name} is {value!r}; it must be {words}")
+        settings.within(self, "max_instances", 1, 100, whole=True)
         settings.true_or_false(self, "allow_unauthenticated")
         settings.true_or_false(self, "register_rejected")
         settings.within(self, "canary_window_seconds", 0.0, 86_400.0, open_low=True)

@@ -1,5 +1,4 @@
 # terraform apply -var-file=environments/dev.tfvars -var project=… -var billing_account=… -var github_repository=… -var alert_email=…
 environment   = "dev"
 budget_cad    = 50
-min_instances = 0
 max_instances = 2

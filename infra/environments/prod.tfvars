@@ -1,5 +1,4 @@
 # terraform apply -var-file=environments/prod.tfvars -var project=… -var billing_account=… -var github_repository=… -var alert_email=…
 environment   = "prod"
 budget_cad    = 133
-min_instances = 0
 max_instances = 10

@@ -82,6 +82,7 @@ class Target:
             region=cloud.region,
             service=cloud.service,
             service_account=cloud.serving_service_account,
+            max_instances=cloud.max_instances,
             window_seconds=cloud.canary_window_seconds,
             allow_unauthenticated=cloud.allow_unauthenticated,
             api_keys_secret=cloud.api_keys_secret,

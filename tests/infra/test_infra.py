@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from pipelines import grants, preflight
+from serving.cloud import Cloud
 from tests.infra.terraform import SCHEMA, mistakes, resources, violations
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -211,6 +213,15 @@ def test_the_names_of_the_configuration_are_those_of_the_infrastructure() -> Non
     (bucket,) = re.findall(r'name += "(\$\{var\.project\}-himari-\$\{var\.environment\})"', code)
     store = bucket.replace("${var.project}", shown["project"]).replace("${var.environment}", "dev")
     assert shown["store"] == f"gs://{store}"
+
+
+def test_what_terraform_says_is_a_configuration_that_releases_read() -> None:
+    (body,) = re.findall(r"yamlencode\(\{(.*?)\}\)", (INFRA / "outputs.tf").read_text(), flags=re.DOTALL)
+    said = dict(re.findall(r"^\s+(\w+)\s+= (.*)$", body, flags=re.MULTILINE))
+    assert set(said) <= {field.name for field in dataclasses.fields(Cloud)}
+    assert said["max_instances"] == "var.max_instances", "the shell's own are ignored after the first release"
+    # Whoever releases and rolls back, and whoever calls.
+    assert all(who in said["id_token_emails"] for who in ("local.ci", "local.pipeline", "var.callers"))
 
 
 def test_the_service_may_read_the_keys_that_a_release_mounts() -> None:

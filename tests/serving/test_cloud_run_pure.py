@@ -154,6 +154,7 @@ def test_a_target_goes_through_a_pipelines_parameter() -> None:
         project="himari-tests",
         store="gs://himari-tests/store",
         service="himari",
+        max_instances=2,
         allow_unauthenticated=True,
         api_keys_secret="himari-dev-api-keys",
         id_token_emails="a@x.example",
@@ -163,7 +164,8 @@ def test_a_target_goes_through_a_pipelines_parameter() -> None:
     target = Target.of(cloud)
     assert Target.from_json(target.to_json()) == target
     assert "\n" not in target.to_json()
-    assert (target.min_instances, target.max_instances, target.endpoints.run) == (0, 10, "http://127.0.0.1:8600")
+    assert (target.min_instances, target.max_instances, target.endpoints.run) == (0, 2, "http://127.0.0.1:8600")
+    assert (TARGET.min_instances, TARGET.max_instances) == (0, 10)
     assert target.allow_unauthenticated
     assert (target.api_keys_secret, target.id_token_emails) == ("himari-dev-api-keys", "a@x.example")
     assert target.window_seconds == cloud.canary_window_seconds

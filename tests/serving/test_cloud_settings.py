@@ -74,6 +74,7 @@ def test_every_default_of_the_file_is_the_programs(tmp_path):
         ({"pipeline_service_account": "someone@gmail.com"}, "pipeline_service_account is"),
         ({"images_file": ""}, "images_file is"),
         ({"canary_window_seconds": 0}, "canary_window_seconds is 0"),
+        ({"max_instances": 0}, "max_instances is 0"),
         ({"max_cost_usd": 0}, "max_cost_usd is 0"),
         ({"max_cost_usd": True}, "max_cost_usd is True"),
         ({"register_rejected": "yes"}, "register_rejected is 'yes'; it must be true or false"),
