@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from layer3.ab.live import LiveExperiment
+from layer3.live.inputs import read_back
 from layer3.live.log_file import DECISION, files, read
 from layer3.live.messages import MessageError, arguments, decoded, named
 from layer3.live.phase1 import Layer3Phase1
-from layer3.live.recorder import Recorder
+from layer3.live.recorder import RESIDUAL, Recorder
 from layer3.live.streams import Message, Sink, Source
 from layer3.live.table import DecisionTable
 from layer3.live.tally import Tally
@@ -159,18 +160,27 @@ class Runner:
         _log.info(text, extra=self.tally.as_json())
 
     def _logged(self, entries: set[str | None]) -> dict[str | None, dict[str, Any]]:
-        """The answers to those of a stream's ``entries`` whose decision the two latest files of the log hold."""
+        """The answers to those of a stream's ``entries`` that the two latest files of the log hold."""
         found: dict[str | None, dict[str, Any]] = {}
         if not entries or self._recorder is None:
             return found
-        for record in decisions(self._recorder.log.path):
-            entry = record["origin"].get("entry")
-            if entry in entries:
-                found[entry] = {**record["origin"], **record["decision"]}
+        for record in _latest(self._recorder.log.path):
+            origin = record.get("origin", {})
+            if origin.get("entry") not in entries:
+                continue
+            if record["kind"] == DECISION:
+                found[origin["entry"]] = {**origin, **record["decision"]}
+            elif record["kind"] == RESIDUAL:
+                told = {"symbol": read_back(record["symbol"]), "learnt": record["learnt"]}
+                found[origin["entry"]] = {**origin, "residual": told}
         return found
 
 
 def decisions(log: Path) -> Iterator[dict[str, Any]]:
     """The records of decisions in the two latest files of a log."""
+    return (record for record in _latest(log) if record["kind"] == DECISION)
+
+
+def _latest(log: Path) -> Iterator[dict[str, Any]]:
     for file in files(log)[-2:]:
-        yield from (record for record in read(file) if record["kind"] == DECISION)
+        yield from read(file)

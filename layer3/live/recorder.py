@@ -68,7 +68,7 @@ class Recorder:
         """:meth:`layer3.engine.Layer3Phase1.record_residual`, recorded."""
         learnt = self._engine.record_residual(symbol, predicted, realised)
         told = {"symbol": symbol, "predicted": predicted, "realised": realised}
-        self._append(RESIDUAL, {name: plain_value(value) for name, value in told.items()})
+        self._append(RESIDUAL, {**{name: plain_value(value) for name, value in told.items()}, "learnt": learnt})
         return learnt
 
     def reset_daily_loss(self) -> None:

@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from layer3.live.configuration import load_config
+from layer3.live.decision_log import DecisionLog
 from layer3.live.log_file import HEAD, decode, encode, read_all
 from layer3.live.loop import Runner, SignalClock
 from layer3.live.phase1 import Layer3Phase1
@@ -626,6 +627,43 @@ class Kept:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+class Delivered:
+    """Messages that were read before and not acknowledged, or new ones."""
+
+    def __init__(self, again: list[Message], new: list[Message]) -> None:
+        self.again, self.new = again, new
+
+    def unfinished(self) -> list[Message]:
+        return self.again
+
+    def messages(self) -> Iterator[Message]:
+        return iter(self.new)
+
+    def done(self, message: Message) -> None:
+        """Nobody asks."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_what_comes_again_after_a_crash_is_neither_sized_nor_learnt_twice(tmp_path: Path) -> None:
+    lines = EXAMPLE.read_bytes().splitlines()
+    messages = [Message(number, lines[i], f"{number}-0") for number, i in enumerate((0, 49, 1), start=1)]
+    clock, sink = SignalClock(), Kept()
+    with (
+        Layer3Phase1(load_config(None, {"policy": {"enabled": False}}), clock=clock) as engine,
+        DecisionLog(tmp_path / "log.jsonl", lambda: head(engine), fsync="none") as log,
+    ):
+        recorder = Recorder(log, engine)
+        engine.observers.append(recorder.observe)
+        for source in (Delivered([], messages), Delivered(messages, [])):
+            Runner(engine, source, sink, tally=Tally(), recorder=recorder, clock=clock).run(None)
+        known = engine.figures("BTC-USDT")
+    assert sink.lines[3:] == sink.lines[:3]
+    assert known is not None
+    assert known.residuals == 1
 
 
 def pairs() -> st.SearchStrategy[bytes]:
