@@ -284,7 +284,7 @@ class Service:
 
     def _nameless(self, text: str) -> str:
         """``text`` for a caller's eyes, who need not know where our files lie."""
-        folder = self._uri.rpartition("/")[0].removesuffix(f"/{CHANNEL[0]}") if "/" in self._uri else ""
+        folder = self._uri.rstrip("/").rpartition("/")[0].removesuffix(f"/{CHANNEL[0]}")
         spellings = {folder} if "://" in folder else {folder, str(Path(folder))}
         for spelling in spellings - {"", "."}:
             text = text.replace(f"{spelling}/", "")

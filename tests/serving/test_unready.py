@@ -39,7 +39,7 @@ def assert_unready(model_uri: str, caplog: pytest.LogCaptureFixture, *said: str,
         assert phrase in health.body["reason"]
     for phrase in said if logged is None else (logged,):
         assert phrase in errors[0]
-    folder = model_uri.rpartition("/")[0]
+    folder = model_uri.rstrip("/").rpartition("/")[0]
     for answer in (health, prediction, status):
         assert not folder or f"{folder}/".encode() not in answer.raw
 
@@ -48,8 +48,10 @@ def test_no_model_uri(caplog: pytest.LogCaptureFixture) -> None:
     assert_unready("", caplog, "MODEL_URI is not set")
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert_unready(str(tmp_path / "nothing"), caplog, "no policy at nothing", logged=str(tmp_path / "nothing"))
+@pytest.mark.parametrize("ending", ["", "/", "//"])
+def test_a_folder_that_is_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture, ending: str) -> None:
+    folder = str(tmp_path / "nothing")
+    assert_unready(folder + ending, caplog, "no policy at nothing", logged=folder)
 
 
 def test_an_address_nobody_understands(caplog: pytest.LogCaptureFixture) -> None:
