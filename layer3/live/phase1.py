@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,8 @@ __all__ = ["Layer3Phase1", "Observer"]
 
 _log = logging.getLogger(__name__)
 _NOBODY = Answer(1.0, FALLBACK_KELLY)
+#: Configurations that are remembered for who looks on; decisions under way are never as many changes old.
+_LATELY: Final = 64
 
 
 class _Begun(NamedTuple):
@@ -118,6 +120,7 @@ class Layer3Phase1:
         self.observers, self.counters = self._teller.observers, self._teller.counters
         self.kill_switch = KillSwitch()
         self._active = prepare(config, connect, self._rng, timer, self._teller.count, None, multipliers)
+        self._lately = {self._active.digest: config}
         self._aim_kill_switch()
         if config.risk.kill_signal:
             self.kill_switch.listen()
@@ -137,6 +140,10 @@ class Layer3Phase1:
     def config_hash(self) -> str:
         """Its hash, which every decision carries."""
         return self._active.digest
+
+    def config_of(self, config_hash: str) -> Layer3Config | None:
+        """The configuration that a decision of late was made by."""
+        return self._lately.get(config_hash)
 
     @property
     def breaker(self) -> CircuitBreaker | None:
@@ -242,6 +249,7 @@ class Layer3Phase1:
         )
         with self._lock:
             before, self._active = self._active, active
+            self._lately = dict([*self._lately.items(), (active.digest, config)][-_LATELY:])
             if (config.chain, config.market) != (before.config.chain, before.config.market):
                 self._memory = Memory.restored(config.chain, config.market.bar_seconds, self._memory.to_json())
             self._aim_kill_switch()

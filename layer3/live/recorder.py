@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -47,18 +48,26 @@ class Recorder:
         self.origin: Mapping[str, Any] = {}
         self.failure: Exception | None = None
         self._engine = engine
+        self._turning = threading.Lock()
         self._hash = engine.config_hash
 
     def observe(self, decision: PositionSizingDecision, inputs: Inputs) -> None:
         """Write one decision with its inputs."""
         try:
             if decision.config_hash != self._hash:
-                self._hash = decision.config_hash
-                self._append(CONFIGURATION, _settings(self._engine.config))
+                self._turn_to(decision.config_hash)
             self._append(DECISION, {"inputs": plain_json(inputs), "decision": decision.to_json()})
         except (OSError, DataError) as error:
             self.failure = error
             raise
+
+    def _turn_to(self, config_hash: str) -> None:
+        """Write the configuration of a decision, which need not be that of now: others may have followed it."""
+        config = self._engine.config_of(config_hash)
+        with self._turning:
+            if config is not None and config_hash != self._hash:
+                self._append(CONFIGURATION, _settings(config))
+                self._hash = config_hash
 
     def reject(self, field: str, problem: str) -> None:
         """Write that a message was no signal."""

@@ -122,24 +122,29 @@ def replay(
     DataError : a record is not one that the engine wrote, or the first is no head
     """
     replayed, clock, told = None, _Clock(), _Recorded(policy)
+    configs, active = dict[str, Layer3Config](), ""
     decisions, found = 0, []
     for record in _in_order(records):
         try:
             kind = record["kind"]
             if kind == HEAD:
-                clock.now_ns = int(record["state"]["saved_at_ns"])
-                replayed = _engine(config or _config(record), record["state"], clock, told)
+                clock.now_ns, active = int(record["state"]["saved_at_ns"]), record["config_hash"]
+                configs = {active: config or _config(record)}
+                replayed = _engine(configs[active], record["state"], clock, told)
             elif replayed is None:
                 raise DataError("the log does not begin with a head: name its first file, or the whole log")
             elif kind == CONFIGURATION:
-                if config is None:
-                    replayed.reload(_harmless(_config(record)))
+                configs[record["config_hash"]] = config or _config(record)
             elif kind == RESIDUAL:
                 replayed.record_residual(*(read_back(record[name]) for name in ("symbol", "predicted", "realised")))
             elif kind == RESET:
                 replayed.reset_daily_loss()
             elif kind == DECISION:
                 decisions += 1
+                wanted = record["decision"]["config_hash"]
+                if wanted != active and wanted in configs:
+                    replayed.reload(_harmless(configs[wanted]))
+                    active = wanted
                 for difference in _again(replayed, record, clock, told):
                     found.append(difference)
                     say(difference)
@@ -151,7 +156,8 @@ def replay(
 
 
 def _in_order(records: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Between two heads by the engine's own count: threads may have written in another order."""
+    """Between two heads by the engine's own count, the configurations first: threads may have written in another
+    order."""
     segment: list[tuple[int, Mapping[str, Any]]] = []
     count = 0
     for record in records:
@@ -165,7 +171,7 @@ def _in_order(records: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any
             segment.append((number, record))
             count = max(count, number)
         else:
-            segment.append((count, record))
+            segment.append((-1 if record.get("kind") == CONFIGURATION else count, record))
     yield from (entry for _, entry in sorted(segment, key=lambda entry: entry[0]))
 
 

@@ -177,6 +177,18 @@ def test_the_log_of_an_older_program_can_be_made_again(desk: Desk) -> None:
     assert (again.decisions, again.differences) == (2, [])
 
 
+def test_each_decision_is_made_again_by_the_configuration_that_it_was_made_by(desk: Desk) -> None:
+    """However quickly one follows the other, and whichever thread writes first."""
+    changes = iter([load_config(None, {"portfolio_value": value}) for value in (2e5, 3e5, 2e5, 1e5)])
+    desk.engine.observers.insert(0, lambda *_: desk.engine.reload(next(changes)))
+    for _ in range(4):
+        desk.size()
+    found = records(desk)
+    assert [each["decision"]["portfolio_value"] for each in found if "decision" in each] == [1e5, 2e5, 3e5, 2e5]
+    for order in (found, [found[0], *reversed(found[1:])]):
+        assert replay(order).differences == []
+
+
 def test_another_configuration_shows_what_it_would_change(desk: Desk) -> None:
     desk.size()
     config = load_config(None, {"chain": {"max_exposure": 0.05}})
