@@ -161,7 +161,7 @@ _MODEL: Final = _object(
         "sha256": _text("of the weights"),
         "contract": _text("the state contract that it was trained under"),
         "members": _count("networks that answer together"),
-        "trained_on": {"type": "object", "description": "where the training data came from and when they end"},
+        "trained_on": {"type": "object", "description": "the training data: symbol, whether simulated, interval, first and last bar, sha256"},
         "released_at": {**_NULLABLE, "description": "when it began to serve, ISO 8601, UTC; of a channel's champion"},
         "run_id": {**_NULLABLE, "description": "the run that made it"},
         "loaded_at": _text("when this process loaded it, ISO 8601, UTC"),
@@ -208,7 +208,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
             "swaps": _count("models taken up in place of another since the start"),
             "refusals": _count("models that were offered and refused since the start"),
             "unreachable": _count("looks at the source that it did not answer"),
-            "refused": {"type": ["object", "null"], "description": "the last refusal: reason, at, model_version"},
+            "refused": {"type": ["object", "null"], "description": "why what is offered now is refused, and when it was last tried: reason, at"},
             "requests": {
                 "type": "object",
                 "additionalProperties": {"type": "integer"},

@@ -81,7 +81,7 @@ BODIES = [
     Refused("UTF-16", 400, "UTF-8", state().decode().encode("utf-16")),
     Refused("UTF-16 without a mark", 400, "", state().decode().encode("utf-16-le")),
     Refused("UTF-32", 400, "UTF-8", state().decode().encode("utf-32")),
-    Refused("a byte-order mark", 400, "", b"\xef\xbb\xbf" + state()),
+    Refused("a byte-order mark", 400, "byte-order mark", b"\xef\xbb\xbf" + state()),
     Refused("bytes that are no UTF-8", 400, "UTF-8", b'{"state": "\xff"}'),
     Refused("a key twice", 400, "twice", b'{"state": [], "state": [' + b"0," * 15 + b"0]}"),
     Refused("nested 30,000 deep", 400, "nested", b'{"state": ' + b"[" * 30_000 + b"]" * 30_000 + b"}"),
