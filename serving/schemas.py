@@ -161,7 +161,10 @@ _MODEL: Final = _object(
         "sha256": _text("of the weights"),
         "contract": _text("the state contract that it was trained under"),
         "members": _count("networks that answer together"),
-        "trained_on": {"type": "object", "description": "the training data: symbol, whether simulated, interval, first and last bar, sha256"},
+        "trained_on": {
+            "type": "object",
+            "description": "the training data: symbol, whether simulated, interval, first and last bar, sha256",
+        },
         "released_at": {**_NULLABLE, "description": "when it began to serve, ISO 8601, UTC; of a channel's champion"},
         "run_id": {**_NULLABLE, "description": "the run that made it"},
         "loaded_at": _text("when this process loaded it, ISO 8601, UTC"),
@@ -208,7 +211,10 @@ SCHEMAS: Final[dict[str, Schema]] = {
             "swaps": _count("models taken up in place of another since the start"),
             "refusals": _count("models that were offered and refused since the start"),
             "unreachable": _count("looks at the source that it did not answer"),
-            "refused": {"type": ["object", "null"], "description": "why what is offered now is refused, and when it was last tried: reason, at"},
+            "refused": {
+                "type": ["object", "null"],
+                "description": "why what is offered now is refused, and when it was last tried: reason, at",
+            },
             "requests": {
                 "type": "object",
                 "additionalProperties": {"type": "integer"},

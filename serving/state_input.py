@@ -204,7 +204,7 @@ def _decode(body: bytes, expected: str) -> Any:
     if not body.strip():
         raise Problem(HTTPStatus.BAD_REQUEST, f"expected {expected}, got an empty body")
     if body.startswith(codecs.BOM_UTF8):
-        raise Problem(HTTPStatus.BAD_REQUEST, "expected JSON in UTF-8 without a byte-order mark, and it begins with one")
+        raise Problem(HTTPStatus.BAD_REQUEST, "expected JSON in UTF-8 without a byte-order mark, got one")
     try:
         # By hand: json.loads(bytes) would also take UTF-16 and UTF-32.
         return json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_int=_integer)
