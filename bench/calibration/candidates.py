@@ -52,11 +52,12 @@ def candidates(
     code_version: str,
     path: pd.DataFrame | None = None,
     settings: Settings = TRAINING,
+    seed: int | None = None,
 ) -> list[Candidate]:
     """A market and its policy for each of ``numbers``, trained in one call, each as it would be alone.
 
-    ``numbers`` are the seeds of the markets; that of the training is the first of them. Between training and
-    record lies the purge of the pipeline's split.
+    ``numbers`` are the seeds of the markets; ``seed`` that of the training, the first of them by default. Between
+    training and record lies the purge of the pipeline's split.
     """
     trained_on = round(training_years * YEAR)
     start = trained_on + PURGE_HOURS
@@ -64,7 +65,8 @@ def candidates(
     markets = [make(design, length, number, learning=trained_on, path=path) for number in numbers]
     bars = [prepare(market.frame, SYMBOL, INTERVAL, CHAIN)[0] for market in markets]
     folds = [range(k * length, k * length + trained_on) for k in range(len(bars))]
-    members = train(concatenate(bars), seeds=[numbers[0]], folds=folds, settings=[settings], workers=1)
+    seeds = [numbers[0] if seed is None else seed]
+    members = train(concatenate(bars), seeds=seeds, folds=folds, settings=[settings], workers=1)
     return [
         Candidate(market, own, _saved(member, own, trained_on, code_version), start)
         for market, own, member in zip(markets, bars, members, strict=True)
