@@ -78,6 +78,7 @@ METRICS: Final[Mapping[str, Quantity]] = {
     "probabilistic_sharpe": Quantity(
         "Probabilistic Sharpe ratio", "probability", "probability that Sharpe is above 0", "Return for the risk taken"
     ),
+    "multiplier_mean": Quantity("Mean multiplier", "ratio", "where the chain holds something", "Trading"),
     "multiplier_sd": Quantity("Spread of the multiplier", "ratio", "standard deviation", "Trading"),
     "trades": Quantity("Closed trades", "count", "round trips", "Trading"),
     "win_rate": Quantity("Win rate", "percent", "of closed trades", "Trading"),
