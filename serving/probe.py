@@ -261,10 +261,9 @@ def _row(trial: Trial) -> tuple[str, ...]:
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 1,000,000")
-    return number
+    if not (re.fullmatch("[0-9]{1,7}", text) and 1 <= int(text) <= 1_000_000):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 1,000,000")
+    return int(text)
 
 
 if __name__ == "__main__":

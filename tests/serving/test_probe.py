@@ -193,7 +193,7 @@ def test_a_secret_goes_over_https() -> None:
 def test_a_wrong_count_is_refused(count: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         probe.main(["--url", "http://127.0.0.1:1", "--requests", count], {})
-    assert "--requests" in capsys.readouterr().err
+    assert f"--requests: {count!r} is not a number from 1 to 1,000,000" in capsys.readouterr().err
 
 
 def test_the_table_against_figures_by_hand() -> None:
