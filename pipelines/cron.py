@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 import zoneinfo
 from dataclasses import dataclass
+from datetime import date
 from typing import Final
 
 from layer3.errors import ConfigurationError
 
-__all__ = ["EXAMPLE", "checked_cron"]
+__all__ = ["EXAMPLE", "checked_cron", "runs_per_month"]
 
 EXAMPLE: Final = "TZ=Etc/UTC 0 6 * * 1"
 _PREFIX: Final = re.compile(r"(?:CRON_)?TZ=(\S*)")
 _PIECE: Final = re.compile(r"(\*|\w+)(?:-(\w+))?(?:/(\d+))?")
 _LONGEST: Final = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+#: 28 years, after which the same days are the same days of the week.
+_COUNTED: Final = range(date(2024, 1, 1).toordinal(), date(2052, 1, 1).toordinal())
+_MONTHS_COUNTED: Final = 28 * 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,20 @@ def checked_cron(text: str) -> str:
     if fields[4] == "*" and not any(day <= _LONGEST[month - 1] for day in days for month in months):
         raise ConfigurationError(f"CRON is {text!r}: that day never comes in that month")
     return " ".join(words)
+
+
+def runs_per_month(text: str) -> float:
+    """How often in a month the expression ``text`` comes true, on average. Raises as :func:`checked_cron`."""
+    fields = checked_cron(text).split()[-len(_FIELDS) :]
+    sets = (_values(field, said, text) for field, said in zip(_FIELDS, fields, strict=True))
+    minutes, hours, days, months, weekdays = sets
+    # Where both kinds of day are named, either will do.
+    enough = all if fields[2].startswith("*") or fields[4].startswith("*") else any
+    found = sum(
+        day.month in months and enough((day.day in days, day.isoweekday() % 7 in weekdays))
+        for day in map(date.fromordinal, _COUNTED)
+    )
+    return len(minutes) * len(hours) * found / _MONTHS_COUNTED
 
 
 def _check_zone(zone: str, text: str) -> None:

@@ -22,8 +22,9 @@ from google.cloud import aiplatform_v1 as v1
 
 from layer3.errors import ConfigurationError, HimariError, RefusedError
 from layer3.market import sources
-from pipelines.cron import EXAMPLE, checked_cron
+from pipelines.cron import EXAMPLE, checked_cron, runs_per_month
 from pipelines.labels import data_label
+from pipelines.prices import load_prices
 from pipelines.submit import Request, add_request_options, prepared
 from pipelines.training import NAME
 from serving.cloud import CLOUD, Cloud, load_cloud
@@ -222,9 +223,18 @@ def _set(options: argparse.Namespace) -> int:
             f"{options.data} lies on this machine, where no later run finds it changed: a schedule takes "
             "DATA=exchange:SYMBOL, or a gs:// file that somebody replaces"
         )
-    cloud, request = prepared(options)
+    if options.override_name or options.override_reason:
+        raise ConfigurationError(
+            "an override is somebody's word on one run that they looked at, a schedule begins runs that nobody has: "
+            "leave OVERRIDE_NAME and OVERRIDE_REASON out"
+        )
+    cloud, request, estimate = prepared(options)
+    prices, runs = load_prices(options.prices), runs_per_month(cron)
     made, new = Scheduler(cloud).put(on_schedule(request), cron)
     print(f"schedule   {'created' if new else 'updated'}; every run begins with the newest data of {options.data}")
+    print(f"a month    at most {runs:,.1f} runs, {runs * estimate.cad:,.2f} CAD")
+    if runs * estimate.cad > (budget := prices.budget_cad / prices.budget_months):
+        print(f"WARNING: the budget is {budget:.2f} CAD a month ({options.prices}), and MAX_COST is of one run alone")
     if sources.is_synthetic(options.data):
         print("WARNING: a synthetic market never has newer data: DATA=exchange:SYMBOL trains on a real one")
     print("\n".join(described([made])))

@@ -242,8 +242,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def prepared(options: argparse.Namespace, *, sleep: Waiter = time.sleep) -> tuple[Cloud, Request]:
-    """The cloud, and the run as it may be submitted there: nothing is missing, and it is not too dear.
+def prepared(options: argparse.Namespace, *, sleep: Waiter = time.sleep) -> tuple[Cloud, Request, Estimate]:
+    """The cloud, the run as it may be submitted there, and its cost: nothing is missing, and it is not too dear.
 
     Raises
     ------
@@ -265,12 +265,12 @@ def prepared(options: argparse.Namespace, *, sleep: Waiter = time.sleep) -> tupl
     labels = run_labels(provenance(ROOT), data=chosen["data"], data_version=chosen["data_version"])
     parameters = parameters_of(cloud, images, uploaded(cloud, chosen))
     _refuse_unknown(spec, parameters, options.spec)
-    return cloud, Request(spec, parameters, labels)
+    return cloud, Request(spec, parameters, labels), estimate
 
 
 def _submit(options: argparse.Namespace, sleep: Waiter) -> tuple[Cloud, str]:
     """Everything up to the run that has begun."""
-    cloud, request = prepared(options, sleep=sleep)
+    cloud, request, _ = prepared(options, sleep=sleep)
     run_id, already = submit(cloud, request, options.spec.parent / "submitting", sleep=sleep)
     print(f"run        {run_id}{' (had begun already; not started twice)' if already else ''}")
     for name, value in request.labels.items():
