@@ -132,7 +132,7 @@ def parse_instances(body: bytes) -> list[list[float]]:
         if body.count(b'"') == 2 + 2 * wrapped:
             return [instance.state if type(instance) is _One else instance for instance in instances]  # type: ignore[misc]
     document = _object(body, _INSTANCES, "instances", optional="parameters")
-    if document.get("parameters"):
+    if document.get("parameters") not in (None, {}):
         raise _unfit(f"parameters: this model knows none, got {_keys_or_value(document['parameters'])}")
     rows = []
     for i, instance in enumerate(_list_of_states(document["instances"], "instances")):

@@ -55,6 +55,8 @@ def test_empty_parameters_are_fine(vertex: Client, parameters: object) -> None:
             {"instances": [NEUTRAL], "parameters": {"top_k": 1}},
             'parameters: this model knows none, got the keys "top_k"',
         ),
+        ({"instances": [NEUTRAL], "parameters": []}, "parameters: this model knows none, got a list of 0"),
+        ({"instances": [NEUTRAL], "parameters": False}, "parameters: this model knows none, got false"),
         ({"instances": []}, "instances: expected 1 to 4096 states, got 0"),
         ({"instances": [{}]}, "instances[0]: expected [16 numbers] or"),
         ({"instances": [NEUTRAL, {"state": NEUTRAL, "x": 1}]}, "instances[1]: expected [16 numbers] or"),
