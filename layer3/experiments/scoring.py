@@ -51,6 +51,7 @@ def train_and_score(
     Raises
     ------
     TrainingError, ConfigurationError : as :func:`layer3.agent.population.train`
+    EvaluationError : a policy lost everything on the validation part
     """
     # Whoever only reads scores need not wait for torch.
     from layer3.agent.population import train

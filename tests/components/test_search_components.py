@@ -17,6 +17,7 @@ from layer3 import trials
 from layer3.agent.bars import load_bars, save_bars
 from layer3.agent.search import default_values
 from layer3.errors import TrainingError
+from layer3.workflow import splits_of
 
 DATA = "synthetic:bars=5000,edge=3,seed=5"
 
@@ -68,3 +69,17 @@ def test_a_setting_that_cannot_be_trained_does_not_end_the_others(features: dsl.
     assert "price" in result["refusal"]
     assert result["scores"] == {}
     assert trials.count(str(tmp_path), sha256(features)) == 2
+
+
+def test_a_setting_whose_policy_is_ruined_does_not_end_the_others(features: dsl.Dataset, tmp_path: Path) -> None:
+    bars, info = load_bars(Path(features.path))
+    part = splits_of(bars).validation
+    # Shorts at half of the equity lose all of it where the price trebles.
+    price = np.where(np.arange(len(bars)) > part.start + 50, 4.0, 1.0) * bars.open
+    always = np.full(len(bars), -1, dtype=np.int8)
+    doomed = replace(bars, open=price, close=price, direction=always, base_fraction=np.full(len(bars), 0.5))
+    short = dsl.Dataset(name="features", uri=str(tmp_path / "features"))
+    save_bars(tmp_path / "features", doomed, info)
+    result = score.python_func(short, default_values(), 2, 2_048, str(tmp_path))
+    assert "lost all its equity" in result["refusal"]
+    assert result["scores"] == {}
