@@ -72,6 +72,8 @@ class Layer3Phase1RL(Layer3Phase1):
     ) -> None:
         if not isinstance(device, str) or device.split(":")[0] not in _DEVICES:
             raise ConfigurationError(f"device is {device!r}; it must be {' or '.join(_DEVICES)}")
+        if enable_sentiment is not None and not isinstance(enable_sentiment, bool):
+            raise ConfigurationError(f"enable_sentiment is {enable_sentiment!r}; it must be true or false")
         if device != "cpu":
             _log.warning("the policy runs on the CPU, which is faster for one state than %s", device)
         policy: dict[str, Any] = {

@@ -137,6 +137,8 @@ def read(path: Path, what: str) -> str:
         raise ConfigurationError(f"cannot read {what} {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path} is not YAML: {error}") from error
+    except ValueError as error:  # a name that no file can have
+        raise ConfigurationError(f"cannot read {what} {str(path)!r}: {error}") from error
 
 
 def _refuse_twice(node: Any, origin: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -84,7 +85,9 @@ def prepare(
     if before is not None and before.breaker is not None and _call(before.config) == _call(config):
         breaker, client = before.breaker, before.client
     else:
-        breaker = CircuitBreaker(config.breaker, clock=timer, rng=rng)
+        # A probe that may still be answered is not given up: there would be two.
+        lease = max(config.breaker.lease, 1.0 + policy.timeout_ms / 1_000.0)
+        breaker = CircuitBreaker(dataclasses.replace(config.breaker, lease=lease), clock=timer, rng=rng)
         breaker.listeners.append(_say)
         client = make(config, breaker)
     sources = Sources(client, local, missing, policy.fallback_multiplier, pace, count)

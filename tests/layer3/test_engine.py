@@ -137,6 +137,21 @@ def test_without_anybody_the_fallback() -> None:
     assert got.position_size_usd == pytest.approx(0.5 * got.cascade_adjusted_usd)
 
 
+def test_a_probe_is_alone_however_long_a_call_may_take() -> None:
+    seconds = [0.0]
+    policy = {"endpoint": "http://127.0.0.1:9", "timeout_ms": 20_000}
+    config = load_config(None, {**CLOUD, "policy": policy, "breaker": {"failures": 1, "jitter": 0.0}})
+    with Layer3Phase1(config, timer=lambda: seconds[0], connect=lambda *_: Scripted(1.0)) as engine:
+        breaker = engine.breaker
+        assert breaker is not None
+        for now, leave in ((0.0, True), (29.9, False), (30.0, True), (50.0, False), (51.1, True)):
+            seconds[0] = now
+            permit = breaker.try_acquire()
+            assert (permit is not None) == leave, now
+            if permit is not None and now == 0.0:
+                permit.failure()
+
+
 def test_local_mode_asks_no_server(tmp_path: Path) -> None:
     policy = release(tmp_path)
     folder = str(tmp_path / "models" / policy.model_id)
@@ -585,9 +600,12 @@ def test_the_older_call_in_units() -> None:
         ({"portfolio_value": "much"}, ConfigurationError),
         ({"kelly_fraction": 3.0}, ConfigurationError),
         ({"rl_timeout_ms": 0}, ConfigurationError),
+        ({"enable_sentiment": 0}, ConfigurationError),
+        ({"enable_sentiment": "false"}, ConfigurationError),
         ({"device": "tpu"}, ConfigurationError),
         ({"device": None}, ConfigurationError),
         ({"config_path": "/nowhere.yaml"}, ConfigurationError),
+        ({"config_path": "a\0b"}, ConfigurationError),
         ({"rl_api_endpoint": "somewhere"}, ConfigurationError),
         ({"rl_model_path": "/nowhere"}, PolicyError),
         ({"rl_modle_path": "x"}, TypeError),
