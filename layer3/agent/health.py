@@ -79,9 +79,10 @@ def _tenths(curves: Sequence[Progress], name: str) -> NDArray[np.float64]:
 
 
 def _steps_of(curves: Sequence[Progress], tenth: int) -> str:
-    parts = np.array_split(np.arange(len(curves)), min(10, len(curves)))
-    start = curves[parts[tenth][0] - 1].steps if parts[tenth][0] else 0
-    return f"steps {start:,} to {curves[parts[tenth][-1]].steps:,}"
+    part = np.array_split(np.arange(len(curves)), min(10, len(curves)))[tenth]
+    # After a checkpoint the curve does not begin at 0. All updates are of the same number of steps.
+    update = (curves[-1].steps - curves[0].steps) // max(len(curves) - 1, 1) or curves[0].steps
+    return f"steps {curves[part[0]].steps - update:,} to {curves[part[-1]].steps:,}"
 
 
 def _collapsed(curves: Sequence[Progress]) -> str:

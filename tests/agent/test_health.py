@@ -72,6 +72,12 @@ def test_one_burst_of_kl_is_found_wherever_it_is_and_its_place_is_told(at, heigh
     assert place in warnings_of(make_curve(kl=kl))["kl"]
 
 
+def test_after_a_checkpoint_the_place_is_told_from_where_training_went_on():
+    kl = np.full(120, 0.005)
+    kl[40:48] = 4.0
+    assert f"steps {40 * 2_048:,} to {48 * 2_048:,} " in warnings_of(make_curve(kl=kl)[40:])["kl"]
+
+
 @pytest.mark.parametrize(
     ("name", "limit", "kind"),
     [("multiplier_sd", health.SPREAD_LOW, "collapsed"), ("entropy", health.ENTROPY_LOW, "entropy")],
