@@ -37,7 +37,7 @@ def deploy(
 
     from layer3 import storage
     from layer3.agent.policy_file import load_policy
-    from layer3.errors import ReleaseError
+    from layer3.errors import HimariError, ReleaseError
     from serving.platforms.connect import connect
     from serving.platforms.target import Target
     from serving.registry import container_spec, promote
@@ -73,9 +73,13 @@ def deploy(
         "",
         *(f"- {step['name']}: {step['seconds']:.2f} s {step['detail']}".rstrip() for step in steps),
     ]
+    if vertex and registered.metadata["registered"]:
+        try:
+            named = promote(place_of(vertex), registered.metadata["resourceName"])
+        except HimariError as error:  # it serves all the same, and the run must not say that it does not
+            named = f"WARNING: the model registry still names another champion: {error}. `make registry` says it again."
+        lines += ["", named]
     place(note).write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
     done = ", ".join(step["name"] for step in steps)
     print(f"{result.outcome.capitalize()} {result.model_id}" + (f" after {done}" if done else ""))
-    if vertex and registered.metadata["registered"]:
-        print(promote(place_of(vertex), registered.metadata["resourceName"]))

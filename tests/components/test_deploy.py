@@ -12,6 +12,7 @@ from kfp import dsl
 
 from components.deploy import deploy
 from layer3.errors import ConfigurationError, ReleaseError
+from tests.fakes.vertex.server import FakeVertex
 from tests.serving.cloud import IMAGE, STORE, Desk, ground
 
 
@@ -26,12 +27,14 @@ def artifact(folder: Path, name: str, **metadata: Any) -> Any:
     return dsl.Artifact(name=name, uri=str(folder / name), metadata=metadata)
 
 
-def deployed(cloud: Desk, target: str, **verdict: Any) -> tuple[Any, Any]:
+def deployed(cloud: Desk, target: str, vertex: str = "", **verdict: Any) -> tuple[Any, Any]:
     model = artifact(cloud.folder, cloud.candidate(1).name)
     sha256 = cloud.policies[1].manifest["policy_sha256"]
     judged = artifact(cloud.folder, "verdict", **{"passed": True, "policy_sha256": sha256, **verdict})
     released, note = artifact(cloud.folder, "released"), artifact(cloud.folder, "note.md")
-    deploy.python_func(model, judged, STORE, "run-1", IMAGE, released, note, target)
+    version = {"registered": True, "resourceName": "projects/1/locations/us-central1/models/himari-synth-usd@1"}
+    registered = artifact(cloud.folder, "registered", **version)
+    deploy.python_func(model, judged, STORE, "run-1", IMAGE, released, note, target, vertex, registered)
     return released, note
 
 
@@ -50,6 +53,16 @@ def test_what_passed_is_released_on_cloud_run(cloud: Desk, capsys: pytest.Captur
     output = capsys.readouterr().out
     assert "canary 100 % ok" in output
     assert f"Released {model} after verify, settle, store, revision, health" in output
+
+
+def test_a_registry_that_cannot_follow_is_told_and_the_run_says_what_serves(cloud: Desk) -> None:
+    with FakeVertex(cloud.folder / "vertex", storage="", images=[], accounts=[]) as vertex:
+        place = {"project": "himari-test", "endpoint": vertex.url}
+        _, note = deployed(cloud, target(cloud), json.dumps(place))
+    assert (note.metadata["outcome"], cloud.champion()) == ("released", cloud.policies[1].model_id)
+    said = Path(note.path).read_text()
+    assert "WARNING: the model registry still names another champion: " in said
+    assert "`make registry` says it again" in said
 
 
 def test_what_did_not_pass_never_gets_there(cloud: Desk) -> None:
