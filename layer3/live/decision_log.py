@@ -82,6 +82,8 @@ class DecisionLog:
         self._failure: OSError | None = None
         self._write_lock, self._sync_lock, self._closing = threading.Lock(), threading.Lock(), threading.Event()
         self._syncer = threading.Thread(target=self._sync_at, args=(interval_s,), daemon=True)
+        if path.exists() and not (path.is_file() or path.is_dir()):  # of a folder the system itself says so
+            raise ConfigurationError(f"the decision log {path} is a device or a pipe: name a file")
         content = self._head_record()
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as held:

@@ -288,6 +288,8 @@ def open_source(address: str, stop: Stop) -> Source:
         return RedisSource(url, options["stream"], group, consumer, stop)
     if address == "-":
         return Lines(0, stop)
+    if Path(address).is_dir():  # which opens as well as a file
+        raise ConfigurationError(f"cannot read the signals {address}: it is a folder")
     try:
         return Lines(os.open(address, os.O_RDONLY | os.O_CLOEXEC), stop)
     except OSError as error:

@@ -240,6 +240,8 @@ def _feed(pipe: int, line: bytes) -> None:
     [
         (["--config", "absent.yaml"], "absent.yaml"),
         (["--input", "absent.jsonl"], "cannot read the signals absent.jsonl"),
+        (["--input", "/proc"], "cannot read the signals /proc: it is a folder"),
+        (["--log", "/dev/full"], "error: the decision log /dev/full is a device or a pipe: name a file"),
         (["--input", "http://127.0.0.1/x"], "expected - or a file or redis://"),
         (["--input", "redis://127.0.0.1:1/0"], "names no stream"),
         (["--input", "redis://:secret@127.0.0.1:1/0?stream=s"], "no Redis answers at redis://127.0.0.1:1/0:"),
