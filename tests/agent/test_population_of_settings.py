@@ -13,11 +13,9 @@ import pytest
 import torch
 
 from layer3.agent.bars import Bars
-from layer3.agent.checks import memory_needed
 from layer3.agent.environment import EnvironmentConfig
 from layer3.agent.networks import Network
 from layer3.agent.population import Report, Settings, Trained, train
-from layer3.agent.ppo import PPOConfig
 from layer3.agent.share import pieces_of, teams_of
 from layer3.agent.team import Member
 from layer3.errors import TrainingError
@@ -180,11 +178,3 @@ def test_memory_is_asked_for_the_policies_of_all_settings_at_once(bars: Bars, mo
     monkeypatch.setattr(os, "sysconf", lambda name: 4_096 if name == "SC_PAGE_SIZE" else 1_000)
     with pytest.raises(TrainingError, match=r"6 policies at once need about 0\.\d GiB"):
         train(bars, seeds=range(3), folds=[WINDOW], settings=[SHORT, changed(SHORT, clip=0.1)])
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_every_environment_asks_for_a_market_of_its_own(device: str) -> None:
-    config = PPOConfig()
-    one, three = (memory_needed(8, config, 20_000, device, markets=count) for count in (1, 3))
-    # Each number of a bar's state takes four bytes.
-    assert three - one > 2 * 20_000 * 16 * 4
