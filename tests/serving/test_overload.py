@@ -114,6 +114,16 @@ def test_requests_beyond_the_room_are_refused_before_their_body_is_read(policy_f
         wait_until_in_flight(client, 0)
 
 
+def test_many_states_that_come_at_once_need_room_too(policy_folder: Path) -> None:
+    many = request("POST", "/predict:batch", json.dumps({"states": [NEUTRAL] * 400}).encode())
+    with ready(policy_folder, MAX_IN_FLIGHT="100") as client, connected(client, BATCH[:-10]) as slow:
+        wait_until_in_flight(client, 1)
+        assert statuses(exchange(client.port, many)) == [503]
+        slow.sendall(BATCH[-10:])
+        assert statuses(read_answers(slow, 1)) == [200]
+        assert statuses(exchange(client.port, many + PREDICT + many, answers=3)) == [200] * 3
+
+
 def test_bodies_hold_only_so_much_memory_together(policy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overload, "_HELD_BYTES", len(BATCH) * 3 // 2)
     with ready(policy_folder) as client, connected(client, BATCH[:-1]) as first:
