@@ -12,7 +12,7 @@ from layer3 import storage, trials
 from layer3.agent.bars import Bars, load_bars
 from layer3.backtest.folds import EMBARGO_HOURS, FoldRange, Kind, plan
 from layer3.backtest.walk_forward import FoldSet, save_folds
-from layer3.errors import ConfigurationError, EvaluationError, TrainingError
+from layer3.errors import ConfigurationError, EvaluationError, NothingToLearnError
 from layer3.market.features import bars_of
 from layer3.market.splits import PURGE_HOURS
 from layer3.version import source_sha256
@@ -55,6 +55,11 @@ def train_folds(
     group : may be empty, where no walk-forward is asked for
     steps : environment steps of each policy
     store : folder or ``gs://`` address of ``checkpoints/`` and ``trials/``, as :func:`layer3.workflow.fit`
+
+    Raises
+    ------
+    TrainingError : the training did not end (a full disk, a lost worker, numbers that are not finite), which says
+        nothing of the data: run again, it goes on from its checkpoint
     """
     if not 1 <= len(seeds) <= MAX_MEMBERS:
         raise ConfigurationError(f"fold_seeds is {len(seeds)}, expected 1 to {MAX_MEMBERS}")
@@ -63,7 +68,7 @@ def train_folds(
     if group:
         try:
             made = _trained(bars, info, group, folds, kind, seeds, steps, store, device, on_progress)
-        except (EvaluationError, TrainingError) as error:
+        except (EvaluationError, NothingToLearnError) as error:
             made = FoldSet(kind, {}, tuple(seeds), (), (), f"no walk-forward: {error}")
         else:
             record_folds(store, info, made, {}, now or datetime.now(UTC))

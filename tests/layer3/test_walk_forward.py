@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from layer3 import trials
+from layer3 import storage, trials
 from layer3.agent.bars import Bars, load_bars, save_bars
 from layer3.agent.population import Settings, train
 from layer3.agent.ppo import PPOConfig
 from layer3.backtest.walk_forward import FoldSet, load_folds
-from layer3.errors import ConfigurationError
+from layer3.errors import ConfigurationError, TrainingError
 from layer3.walk_forward import folds_of, train_folds
 from layer3.workflow import ingest
 
@@ -136,6 +138,26 @@ def test_what_cannot_be_trained_is_written_down_and_no_crash(features: Path, tmp
     assert "constant price" in walk(tmp_path / "features", tmp_path / "b", 1).refusal
     assert load_folds(tmp_path / "b").refusal.startswith("no walk-forward: ")
     assert not records(tmp_path)
+
+
+def test_a_full_disk_is_no_finding_and_the_same_again_goes_on(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written down as a refusal, it would be served from the cache when there is room again."""
+    write = storage.write_bytes
+
+    def full(uri: str, content: bytes) -> None:
+        if "checkpoints" in uri:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), uri)
+        write(uri, content)
+
+    with monkeypatch.context() as context:
+        context.setattr(storage, "write_bytes", full)
+        with pytest.raises(TrainingError, match=r"cannot write the checkpoint .*No space left on device: free some"):
+            walk(features, tmp_path / "a", 1)
+    assert not (tmp_path / "a").exists()
+    assert not records(tmp_path)
+    assert same(walk(features, tmp_path / "a", 1), walk(features, tmp_path / "b", 1))
 
 
 @pytest.mark.parametrize("count", [0, 65])
