@@ -38,7 +38,7 @@ from pipelines.labels import run_labels
 from pipelines.preflight import Missing, missing
 from pipelines.prices import load_prices
 from pipelines.provenance import provenance
-from pipelines.watch import HOURS, follow, name_of, pipeline_client
+from pipelines.watch import HOURS, catch_up, follow, name_of, pipeline_client
 from serving.cloud import CLOUD, Cloud, Images, load_cloud
 from serving.experiments import link_run
 from serving.platforms.target import Target
@@ -259,6 +259,7 @@ def prepared(options: argparse.Namespace, *, sleep: Waiter = time.sleep) -> tupl
     images = cloud.images() if Path(cloud.images_file).exists() else None
     _refuse_missing(missing(cloud, images, spec, sleep=sleep))
     assert images is not None  # its absence was found missing
+    _catch_up(cloud, sleep)
     estimate = run_estimate(load_prices(options.prices), cloud.store, {**chosen, "fold_groups": _GROUPS})
     print(f"estimate   {estimate.usd:.2f} USD ({estimate.cad:.2f} CAD); {estimate.basis}")
     _refuse_dear(estimate, most, options.cloud)
@@ -266,6 +267,15 @@ def prepared(options: argparse.Namespace, *, sleep: Waiter = time.sleep) -> tupl
     parameters = parameters_of(cloud, images, uploaded(cloud, chosen))
     _refuse_unknown(spec, parameters, options.spec)
     return cloud, Request(spec, parameters, labels), estimate
+
+
+def _catch_up(cloud: Cloud, sleep: Waiter) -> None:
+    """Let the estimate know the runs that nobody watched. Where it cannot it goes by the others."""
+    try:
+        if unseen := catch_up(cloud, sleep=sleep):
+            print(f"records    written of {', '.join(unseen)}, which ended unwatched")
+    except (SourceError, RefusedError) as error:
+        print(f"WARNING: {error}. The estimate knows only the runs that were watched.", file=sys.stderr)
 
 
 def _submit(options: argparse.Namespace, sleep: Waiter) -> tuple[Cloud, str]:

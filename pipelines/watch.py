@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,16 +29,19 @@ from layer3.errors import ConfigurationError, HimariError, PipelineError
 from layer3.market.sources import utc_now
 from pipelines import console, job
 from pipelines.conclusion import verdict_lines
+from pipelines.training import NAME
 from serving.cloud import CLOUD, Cloud, load_cloud
 from serving.vertex import SECONDS, Waiter, asked, client
 
-__all__ = ["HOURS", "conclude", "main", "pipeline_client", "watch"]
+__all__ = ["HOURS", "catch_up", "conclude", "main", "pipeline_client", "watch"]
 
 #: A run that has not ended after this long is no longer waited for.
 HOURS: Final = 12.0
 #: Seconds between two looks: short at first, when an error shows, then longer.
 _FIRST_LOOK: Final = 1.0
 _LONGEST_LOOK: Final = 15.0
+#: Successful runs that are looked at for a record: what they cost is estimated by no more.
+_NEWEST: Final = 5
 _COLOURS: Final = {"FAILED": "red", "RUNNING": "cyan", "SUCCEEDED": "green", "CACHED": "green", "CANCELLED": "red"}
 
 #: Of a pipeline job.
@@ -141,10 +145,8 @@ def _time(step: job.StepState, now: datetime | None) -> str:
 
 def conclude(cloud: Cloud, run: v1.PipelineJob, file: str) -> int:
     """Write the run's record into the store and tell how it ended; the command's exit code."""
-    record = job.manifest(run)
+    record, uri = _recorded(cloud, run)
     run_id = record["run_id"]
-    uri = storage.join(cloud.store, "runs", run_id, "manifest.json")
-    storage.write_bytes(uri, (json.dumps(record, allow_nan=False, ensure_ascii=False, indent=1) + "\n").encode())
     print()
     if record["verdict"]:
         print("\n".join(verdict_lines(record["verdict"])))
@@ -172,6 +174,50 @@ def conclude(cloud: Cloud, run: v1.PipelineJob, file: str) -> int:
         print("SYNTHETIC market: this run shows that the workflow works, and says nothing about real trading.")
     print(f"\nRun in {record['seconds']:.0f} s; record {uri}")
     return 0
+
+
+def catch_up(cloud: Cloud, *, sleep: Waiter = time.sleep) -> list[str]:
+    """Write the records that the newest successful runs lack, which nobody watched to their end; their ids.
+
+    A schedule's runs are such.
+
+    Raises
+    ------
+    SourceError, RefusedError : Vertex or the store does not answer, or refuses
+    """
+    pipelines = pipeline_client(cloud)
+    request = v1.ListPipelineJobsRequest(
+        parent=cloud.parent,
+        filter=f'pipeline_name="{NAME}" AND state="PIPELINE_STATE_SUCCEEDED"',
+        order_by="create_time desc",
+        page_size=_NEWEST,
+    )
+
+    def ended() -> list[str]:
+        page = next(pipelines.list_pipeline_jobs(request=request, timeout=SECONDS).pages)
+        ours = storage.join(cloud.store, "runs")
+        return [run.name for run in page.pipeline_jobs if run.runtime_config.gcs_output_directory == ours]
+
+    written = []
+    for name in asked("list the runs", ended, sleep=sleep):
+        run_id = name.rpartition("/")[2]
+        if not storage.exists(_record_uri(cloud, run_id)):
+            look = partial(pipelines.get_pipeline_job, name=name, timeout=SECONDS)
+            _recorded(cloud, asked("look at a run", look, sleep=sleep))
+            written.append(run_id)
+    return written
+
+
+def _record_uri(cloud: Cloud, run_id: str) -> str:
+    return storage.join(cloud.store, "runs", run_id, "manifest.json")
+
+
+def _recorded(cloud: Cloud, run: v1.PipelineJob) -> tuple[dict[str, Any], str]:
+    """The run's record, and where it is written."""
+    record = job.manifest(run)
+    uri = _record_uri(cloud, record["run_id"])
+    storage.write_bytes(uri, (json.dumps(record, allow_nan=False, ensure_ascii=False, indent=1) + "\n").encode())
+    return record, uri
 
 
 def follow(

@@ -202,6 +202,31 @@ def test_the_record_of_a_run_is_written_into_the_store_and_costs_are_measured_by
     assert "median of 1" in run_estimate(load_prices(ROOT / "config" / "prices.yaml"), "gs://bucket").basis
 
 
+def test_a_run_that_nobody_watched_is_on_record_when_the_next_is_submitted(here, capsys):
+    where = ["--cloud", str(here.file), "--spec", str(here.spec), "--data", "synthetic:no-edge,bars=6000"]
+    first = run_of(here)
+    tell(here, "train", "RUNNING")
+    tell(here, "train", "SUCCEEDED")
+    gated(here, passed=False)
+    finish(here)
+    elsewhere = v1.PipelineJob(first, name=f"{first.name}-of-another-store")
+    elsewhere.runtime_config.gcs_output_directory = "gs://another/runs"
+    here.vertex.pipelines.jobs[elsewhere.name] = elsewhere
+    assert submit([*where, "--folds", "0", "--seed", "2"]) == 0
+    said = capsys.readouterr().out
+    assert f"records    written of {job.run_id_of(first)}, which" in said
+    assert "median of 1 past run" in said
+    record = storage.read_bytes(f"gs://bucket/runs/{job.run_id_of(first)}/manifest.json")
+    assert parse_manifest(record)["status"] == "SUCCEEDED"
+    # It is there now, and Vertex may be away.
+    here.vertex.fail("ListPipelineJobs", status=403)
+    assert submit([*where, "--folds", "0", "--seed", "3"]) == 0
+    output = capsys.readouterr()
+    assert "records" not in output.out
+    assert "median of 1 past run" in output.out
+    assert "The estimate knows only the runs that were watched" in output.err
+
+
 def test_a_run_that_never_ends_is_left_with_the_way_to_go_on(here, capsys):
     clock = itertools.count(step=600)
     nothing = itertools.repeat(lambda: None)

@@ -298,12 +298,14 @@ def _check_parameters(definitions: Mapping[str, Any], given: Mapping[str, Any]) 
 
 
 def _matches(job: v1.PipelineJob, wanted: str) -> bool:
-    """The one kind of filter that is asked: labels.key=value, joined by AND."""
+    """The kinds of filter that are asked: labels.key=value, pipeline_name and state, joined by AND."""
+    said = {f"labels.{key}": value for key, value in job.labels.items()}
+    said |= {"pipeline_name": dict(job.pipeline_spec["pipelineInfo"])["name"], "state": job.state.name}
     for part in filter(None, wanted.split(" AND ")):
-        found = re.fullmatch(r'labels\.([a-z0-9_-]+)="?([^"]*)"?', part.strip())
+        found = re.fullmatch(r'(labels\.[a-z0-9_-]+|pipeline_name|state)="?([^"]*)"?', part.strip())
         if found is None:
             raise Refused("INVALID_ARGUMENT", f"Invalid filter: {part}")
-        if job.labels.get(found[1]) != found[2]:
+        if said.get(found[1]) != found[2]:
             return False
     return True
 
