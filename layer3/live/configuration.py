@@ -1,8 +1,8 @@
 """Every setting of layer 3 in production, typed and bounded: a YAML file, under what the environment says.
 
 ``config/layer3.yaml`` holds the defaults with comments. An environment variable overrides the file:
-``HIMARI_L3__RISK__MAX_LEVERAGE=1.5`` is ``risk.max_leverage``, and so on to any depth. What a caller passes
-in code overrides both. A key that nobody knows is refused by name, wherever it stands.
+``HIMARI_L3__RISK__MAX_LEVERAGE=1.5`` is ``risk.max_leverage``, and so on to any depth; the word ``null`` is none.
+What a caller passes in code overrides both. A key that nobody knows is refused by name, wherever it stands.
 
 The sizing chain's numbers and the breaker's are those of :class:`layer3.sizing.config.ChainConfig` and
 :class:`layer3.breaker.BreakerConfig`, which check themselves.
@@ -29,7 +29,13 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from layer3 import settings
 from layer3.ab.assignment import Arm, Design, UnitKind
@@ -296,6 +302,8 @@ class Layer3Config(BaseSettings):
 
 
 _KNOWN: Final = tuple(Layer3Config.model_fields)
+#: Those of them that are no section.
+_SINGLE: Final = ("deployment_mode", "portfolio_value", "hot_reload")
 
 
 def digest_of(plain: Mapping[str, Any]) -> str:
@@ -357,11 +365,18 @@ def _environment() -> dict[str, Any]:
         if name.upper().startswith(_PREFIX[:-1]):
             if not name.upper().startswith(_PREFIX):
                 raise ConfigurationError(f"environment variable {name}: a setting begins with {_PREFIX}")
-            key = name[len(_PREFIX) :].split("__")[0].lower()
+            key, *inner = name[len(_PREFIX) :].lower().split("__")
             if key not in _KNOWN:
                 raise ConfigurationError(f"environment variable {name}: {settings.unknown(key, key, _KNOWN)}")
-    source = EnvSettingsSource(Layer3Config, env_prefix=_PREFIX, env_nested_delimiter="__")
-    return source()
+            if inner and key in _SINGLE:
+                raise ConfigurationError(f"environment variable {name}: {key} is one value and has no settings in it")
+    source = EnvSettingsSource(Layer3Config, env_prefix=_PREFIX, env_nested_delimiter="__", env_parse_none_str="null")
+    try:
+        return source()
+    except SettingsError as error:
+        raise ConfigurationError(
+            f"environment variables that begin with {_PREFIX}: {error}: a whole section, and a list, is said as JSON"
+        ) from error
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +24,8 @@ _NUMBERS: Final = ("size $", "equity", "x", "risk", "ms")
 #: Below so many columns of the terminal these are left out, so that no number is cut.
 _WIDE: Final = 130
 _WIDE_ONLY: Final = ("strategy", "x", "ms", "from")
+#: Columns of the terminal that a name may take, so that it leaves room for the numbers.
+_LONGEST: Final = 20
 
 
 class DecisionTable:
@@ -76,7 +78,8 @@ class DecisionTable:
             if name == "why":
                 table.add_column(name, ratio=1, no_wrap=True, overflow="ellipsis")
             else:
-                table.add_column(name, justify="right" if name in _NUMBERS else "left", no_wrap=True)
+                justify: JustifyMethod = "right" if name in _NUMBERS else "left"
+                table.add_column(name, justify=justify, no_wrap=True, max_width=_LONGEST)
         for decision in self._rows:
             cells = dict(zip(_COLUMNS, _cells(decision), strict=True))
             style = "yellow" if decision.refusal is not None else None

@@ -197,12 +197,19 @@ def test_the_environment_overrides_the_file_and_code_overrides_both(
         ("HIMARI_L3__CHAIN__KELLY__SHARE", "1", r"unknown key 'chain.kelly.share'"),
         ("HIMARI_L3__RISK__MAX_LEVERAGE", "much", r"risk.max_leverage is 'much'"),
         ("HIMARI_L3__BREAKER__FAILURES", "some", r"breaker.failures is the text 'some'"),
+        ("HIMARI_L3__RISK", "much", r"begin with HIMARI_L3__: .*\"risk\".*is said as JSON"),
+        ("HIMARI_L3__PORTFOLIO_VALUE__X", "1", r"HIMARI_L3__PORTFOLIO_VALUE__X: portfolio_value is one value"),
     ],
 )
 def test_a_wrong_variable_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigurationError, match=says):
         load_config(None)
+
+
+def test_a_variable_can_take_a_file_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HIMARI_L3__RISK__KILL_FILE", "null")
+    assert load_config(write(tmp_path, "risk: {kill_file: stop}")).risk.kill_file is None
 
 
 def test_the_hash_is_of_the_effective_settings(tmp_path: Path) -> None:
