@@ -21,7 +21,7 @@ from layer3.agent.policy_file import GOLDEN_PAIRS, save_policy
 from layer3.backtest.engine import Decide, asking, run
 from layer3.backtest.metrics import summarise
 from layer3.backtest.record import KELLY_ONLY, POLICY
-from layer3.errors import ConfigurationError, DataError, NothingToLearnError
+from layer3.errors import ConfigurationError, DataError, NothingToLearnError, TrainingError
 from layer3.market import sources
 from layer3.market.candles import CandleReport
 from layer3.market.features import bars_of
@@ -131,6 +131,11 @@ def fit(
     store : folder or ``gs://`` address where checkpoints go while it trains, under ``checkpoints/``, named
         after what is trained, so that the same training goes on from there; and where the training is
         written down as tried, under ``trials/``, at the time ``now``. Without it neither is kept.
+
+    Raises
+    ------
+    TrainingError, ContractError : as :func:`layer3.agent.population.train`; or the policy cannot be written, and
+        its checkpoint stays
     """
     # Only this step needs torch, whose import takes longer than most of the others run.
     from layer3.agent.population import Settings, train
@@ -176,7 +181,13 @@ def fit(
         )
         metrics["trials"] = float(trials.count(store, info["data_sha256"]))
     details = _details(bars, info, splits, settings, seed, metrics)
-    policy = save_policy(folder, draft.tensors, details, trained[0].states)
+    try:
+        policy = save_policy(folder, draft.tensors, details, trained[0].states)
+    except OSError as error:
+        kept = f"; the finished training is {checkpoint}" if checkpoint else ""
+        raise TrainingError(
+            f"cannot write the policy {storage.disk_trouble(error, str(folder))} and run again{kept}"
+        ) from error
     if checkpoint is not None:
         storage.remove(checkpoint)
     return Fitted(policy, metrics, trained)

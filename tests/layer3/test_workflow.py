@@ -18,7 +18,7 @@ from layer3.agent.bars import Bars, load_bars, save_bars
 from layer3.agent.policy_file import load_policy
 from layer3.backtest.metrics import sharpe
 from layer3.backtest.record import KELLY_ONLY, POLICY
-from layer3.errors import ConfigurationError, DataError
+from layer3.errors import ConfigurationError, DataError, TrainingError
 from layer3.market import sources
 from layer3.version import source_sha256
 from layer3.workflow import fit, ingest, splits_of
@@ -259,6 +259,21 @@ def test_a_training_that_was_stopped_goes_on_and_is_written_down_as_tried(
     again = fit(features, tmp_path / "d", seed=1, steps=STEPS, store=str(store), now=now + timedelta(days=1))
     assert again.metrics["trials"] == 2.0
     assert sha(tmp_path / "d") == sha(trained[0])
+
+
+def test_a_disk_that_has_no_room_for_the_policy_costs_no_training(
+    market: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    features, store = market[0] / "features.parquet", tmp_path / "store"
+    taken = tmp_path / "policy"
+    taken.write_bytes(b"")
+    with pytest.raises(TrainingError, match=r"cannot write the policy .*policy: .*: check the folder and run again"):
+        fit(features, taken, seed=1, steps=STEPS, store=str(store))
+    assert len(list((store / "checkpoints").iterdir())) == 1
+    told: list[Any] = []
+    fit(features, tmp_path / "elsewhere", seed=1, steps=STEPS, store=str(store), on_progress=told.append)
+    assert told == []
+    assert not list((store / "checkpoints").iterdir())
 
 
 @pytest.mark.parametrize(
