@@ -102,8 +102,9 @@ def main(given: Sequence[str] | None = None) -> int:
         logs.configure(sys.stderr, config.logging.level)
         try:
             return _run(options, config, seen, stop)
-        except OSError as error:  # the state or the log could not be saved at the end
-            return _failed(error)
+        except OSError as error:
+            _log.error("the state or the log could not be saved at the end", extra={"error": str(error)})
+            return 1
 
 
 def _run(options: argparse.Namespace, config: Layer3Config, seen: bytes | None, stop: Stop) -> int:

@@ -305,9 +305,21 @@ def open_sink(address: str, stop: Stop) -> Sink:
         return TextSink(1)
     try:
         Path(address).parent.mkdir(parents=True, exist_ok=True)
-        return TextSink(os.open(address, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        sink = TextSink(os.open(address, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        if _is_torn(Path(address)):
+            sink.write("")
+        return sink
     except OSError as error:
         raise ConfigurationError(f"cannot write the decisions {address}: {error.strerror}") from error
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a file ends within a line, as a full disk leaves it: what follows must not become a part of that."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def _address(address: str, names: tuple[str, ...]) -> tuple[str, dict[str, str]]:

@@ -7,6 +7,7 @@ import os
 import pty
 import random
 import select
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -31,7 +32,7 @@ from layer3.live.phase1 import Layer3Phase1
 from layer3.live.recorder import Recorder, head
 from layer3.live.replay import replay
 from layer3.live.runner import main
-from layer3.live.streams import Lines, Message, Stop, TextSink
+from layer3.live.streams import Lines, Message, Stop, TextSink, open_sink
 from layer3.live.tally import Tally
 from tests.fakes.policy_server import ANSWER, PolicyServer
 from tests.fakes.servers import free_port, redis_server, running, wait_for
@@ -317,6 +318,22 @@ def test_a_log_that_cannot_be_written_ends_it_before_the_answer_is_out(tmp_path:
     logged = [record["decision"]["decision_id"] for record in read_all(tmp_path / "log.jsonl") if "decision" in record]
     assert 0 < len(logged) < 49
     assert [answer["decision_id"] for answer in answers(done.stdout)] == logged
+
+
+def test_a_state_that_cannot_be_saved_at_the_end_is_said(tmp_path: Path) -> None:
+    folder, errors = tmp_path / "state", tmp_path / "errors"
+    with start(errors=errors, STATE__PATH=folder / "state.json", STATE__EVERY_S=3_600) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(fresh())
+        process.stdin.flush()
+        assert process.stdout.readline()
+        shutil.rmtree(folder)
+        folder.write_text("no folder any more")
+        process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert b"the state or the log could not be saved at the end" in errors.read_bytes()
+    assert b"Traceback" not in errors.read_bytes()
 
 
 def test_the_served_policy_is_asked_in_cloud_mode() -> None:
@@ -739,3 +756,14 @@ def test_a_sink_writes_whole_lines(tmp_path: Path) -> None:
     sink.write("ü" * 100_000)
     sink.close()
     assert (tmp_path / "out").read_text() == "a\n" + "ü" * 100_000 + "\n"
+
+
+def test_what_follows_a_torn_line_is_no_part_of_it(tmp_path: Path) -> None:
+    out, stop = tmp_path / "out", Stop()
+    out.write_bytes(b'{"line": 1}\n{"li')
+    for text in ('{"line": 2}', '{"line": 3}'):
+        sink = open_sink(str(out), stop)
+        sink.write(text)
+        sink.close()
+    stop.close()
+    assert out.read_text().splitlines() == ['{"line": 1}', '{"li', '{"line": 2}', '{"line": 3}']
