@@ -168,7 +168,8 @@ class CloudRun:
         service = self._api.service()
         if service is None:
             return [f"{self._target.service}: no such service in {self._target.region} yet"]
-        lines = [f"service   {service.uri}"]
+        who = "the server itself" if service.invoker_iam_disabled else "IAM"
+        lines = [f"service   {service.uri}, whose callers are checked by {who}"]
         for revision, percent, tag in named(service):
             found = self._api.revision(revision)
             failure = has_failed(found) if found else "it is gone"
@@ -252,7 +253,7 @@ class CloudRun:
         if self._target.allow_unauthenticated and service is None:
             raise ConfigurationError(
                 f"{self._target.service} does not exist yet, and so has no URL for which callers' tokens could be: "
-                "release once without --allow-unauthenticated"
+                "release once without allow_unauthenticated"
             )
         uri, target = model_folder(self._store, model_id), self._target
         if target.allow_unauthenticated and service is not None:

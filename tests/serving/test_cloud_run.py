@@ -169,7 +169,7 @@ def test_other_peoples_tags_stay(served: Desk) -> None:
 def test_status_says_what_serves(served: Desk) -> None:
     served.release(2)
     lines = served.platform().describe(None)
-    assert lines[0] == f"service   {served.run.only().uri}"
+    assert lines[0] == f"service   {served.run.only().uri}, whose callers are checked by IAM"
     assert "100 %" in lines[1]
     assert lines[1].endswith(f"{served.champion()}  tag champion")
 

@@ -62,6 +62,7 @@ def test_callers_that_iam_does_not_check_are_checked_by_the_server(served: Desk)
     new = served.release(2, log=note, **OPENED).model_id
     assert [off for line, off in checks if not line.startswith("promote ok")] == [False] * (len(checks) - 1)
     assert served.run.only().invoker_iam_disabled
+    assert "callers are checked by the server itself" in served.platform().describe(None)[0]
     asked = {each.name: each.value for each in newest(served).containers[0].env}
     assert (asked["AUTH"], asked["ID_TOKEN_AUDIENCE"]) == ("id-token", ",".join(served.run.only().urls))
     assert ask(served, "/predict", None) == 401
@@ -70,6 +71,7 @@ def test_callers_that_iam_does_not_check_are_checked_by_the_server(served: Desk)
     assert served.release(2, **OPENED).outcome == "already serving"
     served.rollback()  # to a server that asks nobody: IAM does again
     assert not served.run.only().invoker_iam_disabled
+    assert "callers are checked by IAM" in served.platform().describe(None)[0]
     assert served.serving() != {new: 100}
 
 
@@ -133,6 +135,6 @@ def test_callers_that_iam_does_not_check_may_have_a_key(served: Desk) -> None:
 
 
 def test_a_service_that_is_not_there_cannot_be_opened(cloud: Desk) -> None:
-    with pytest.raises(ReleaseError, match=r"has no URL .*release once without --allow-unauthenticated"):
+    with pytest.raises(ReleaseError, match=r"has no URL .*release once without allow_unauthenticated"):
         cloud.release(1, **OPENED)
     assert cloud.run.services == {}

@@ -141,6 +141,7 @@ def test_a_call_that_never_gets_an_answer(served: Desk, call: str) -> None:
     ("call", "said"),
     [
         ("GetService", "grant it roles/run.developer on the service himari"),
+        ("GetIamPolicy", "may not see who may call the service: .*grant it roles/run.developer"),
         ("GetRevision", "grant it roles/run.developer on the service himari"),
         ("UpdateService", "roles/iam.serviceAccountUser on himari-serving@"),
         ("ListTimeSeries", "roles/monitoring.viewer on project himari-tests"),
