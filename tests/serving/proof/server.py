@@ -118,6 +118,9 @@ def serving(model_uri: Path, folder: Path, **settings: str) -> Iterator[Server]:
         "API_KEYS_FILE": str(keys),
         "PORT": str(port),
         "RATE_LIMIT": "1000000",
+        # Vertex AI's paths, so that what is proved of the others holds for them too.
+        "AIP_PREDICT_ROUTE": "/v1/policy:predict",
+        "AIP_HEALTH_ROUTE": "/ping",
         # It ends with whoever started it, even when that is killed.
         EXIT_WITH_STDIN: "1",
         **settings,
