@@ -159,6 +159,7 @@ def _assemble(
 ) -> Runner:
     """The runner and all it needs, which ``open_things`` closes in the reverse order: the state is saved last.
     ``seen`` is the fingerprint of the configuration's file when it was read."""
+    _require_apart(options, config)
     clock = SignalClock() if options.clock == "signal" else None
     now = time.time_ns if clock is None else clock
     experiment = None if config.experiment.path is None else open_things.enter_context(_experiment(config))
@@ -217,6 +218,25 @@ def _assemble(
         experiment=experiment,
         wait_s=config.experiment.wait_ms / 1e3,
     )
+
+
+def _require_apart(options: argparse.Namespace, config: Layer3Config) -> None:
+    """Raise where two of the files are one: what is written into it would spoil it for the other."""
+    files = {
+        "--config": options.config,
+        "--input": options.input,
+        "--output": options.output,
+        "the decision log": config.decision_log.path,
+        "the state": config.state.path,
+    }
+    known: dict[Path, str] = {}
+    for what, name in files.items():
+        if name is None or str(name) == "-" or "://" in str(name):
+            continue
+        path = Path(name).absolute()
+        if path in known and (not path.exists() or path.is_file()):
+            raise ConfigurationError(f"{known[path]} and {what} are one file, {name}: name two")
+        known[path] = what
 
 
 @contextlib.contextmanager

@@ -241,6 +241,11 @@ def _feed(pipe: int, line: bytes) -> None:
     [
         (["--config", "absent.yaml"], "absent.yaml"),
         (["--input", "absent.jsonl"], "cannot read the signals absent.jsonl"),
+        (
+            ["--output", "same", "--log", "./same"],
+            "--output and the decision log are one file, ./same: name two",
+        ),
+        (["--input", "same", "--output", "same"], "--input and --output are one file, same: name two"),
         (["--input", "/proc"], "cannot read the signals /proc: it is a folder"),
         (["--log", "/dev/full"], "error: the decision log /dev/full is a device or a pipe: name a file"),
         (["--input", "http://127.0.0.1/x"], "expected - or a file or redis://"),
