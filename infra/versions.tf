@@ -26,6 +26,7 @@ locals {
   labels = {
     system      = "himari"
     environment = var.environment
-    managed-by  = "terraform"
+    # Not managed-by: releases say that of the service, and each would undo the other's.
+    made-by = "terraform"
   }
 }

@@ -15,6 +15,7 @@ import yaml
 
 from pipelines import grants, preflight
 from serving.cloud import Cloud
+from serving.platforms.traffic import MANAGED
 from tests.infra.terraform import SCHEMA, mistakes, resources, violations
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -222,6 +223,15 @@ def test_what_terraform_says_is_a_configuration_that_releases_read() -> None:
     assert said["max_instances"] == "var.max_instances", "the shell's own are ignored after the first release"
     # Whoever releases and rolls back, and whoever calls.
     assert all(who in said["id_token_emails"] for who in ("local.ci", "local.pipeline", "var.callers"))
+
+
+def test_terraform_and_releases_set_different_labels() -> None:
+    (body,) = re.findall(r"labels = \{(.*?)\}", (INFRA / "versions.tf").read_text(), flags=re.DOTALL)
+    assert not set(re.findall(r"^\s+([\w-]+)\s+=", body, flags=re.MULTILINE)) & {
+        *MANAGED,
+        "himari-champion",
+        "himari-run",
+    }
 
 
 def test_the_service_may_read_the_keys_that_a_release_mounts() -> None:
