@@ -20,7 +20,7 @@ def score(features: dsl.Input[dsl.Dataset], values: dict, seeds: int, steps: int
     from pathlib import Path
 
     from layer3.agent.bars import load_bars
-    from layer3.errors import HimariError
+    from layer3.errors import HimariError, LostWorkerError
     from layer3.experiments.market import Market
     from layer3.experiments.scoring import note, train_and_score
     from layer3.machine import compute_device
@@ -30,6 +30,8 @@ def score(features: dsl.Input[dsl.Dataset], values: dict, seeds: int, steps: int
     result, refusal = None, ""
     try:
         result = train_and_score(market.bars, values, seeds=numbers, steps=steps, device=compute_device())
+    except LostWorkerError:
+        raise
     except HimariError as error:
         refusal = str(error)
     note(store, market.data, market.bars, values, result, seeds=numbers, steps=steps, now=datetime.now(UTC))

@@ -11,6 +11,7 @@
     ├── ContractError        whoever deploys: two sides speak different state contracts
     ├── PolicyError          whoever released it: a policy file is damaged or fails its self-test
     ├── TrainingError        the engineer: training cannot start, or ended in numbers that are not finite
+    │   ├── LostWorkerError       whoever runs the machine: a process of the training was killed; try again
     │   └── NothingToLearnError   whoever supplied the data: a constant price, or a chain that never trades
     ├── EvaluationError      the engineer: a backtest was asked of a record that cannot carry it
     ├── ReleaseError         whoever releases: the candidate was not put into service, the champion still serves
@@ -28,6 +29,7 @@ __all__ = [
     "DataError",
     "EvaluationError",
     "HimariError",
+    "LostWorkerError",
     "NothingToLearnError",
     "PipelineError",
     "PolicyError",
@@ -90,6 +92,10 @@ class PolicyError(HimariError):
 
 class TrainingError(HimariError):
     """Training cannot start, or produced numbers that are not finite."""
+
+
+class LostWorkerError(TrainingError):
+    """A process of the training ended by itself, mostly for want of memory; it says nothing of what was trained."""
 
 
 class NothingToLearnError(TrainingError):

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from layer3.errors import HimariError, TrainingError
+from layer3.errors import HimariError, LostWorkerError
 
 __all__ = ["Crew", "shared"]
 
@@ -77,7 +77,7 @@ class Crew:
 
         Raises
         ------
-        TrainingError : a worker is gone (killed, for instance for want of memory)
+        LostWorkerError : a worker is gone (killed, for instance for want of memory)
         HimariError : what a worker raised
         """
         for process in self._processes:
@@ -110,8 +110,8 @@ class Crew:
             self._pool.shutdown()
 
 
-def _gone(process: _Process) -> TrainingError:
-    return TrainingError(
+def _gone(process: _Process) -> LostWorkerError:
+    return LostWorkerError(
         f"a worker of the training (process {process.pid}) ended by itself: what it said is above; if it said nothing "
         "the system killed it, mostly for want of memory: train fewer policies at a time. Run again to go on"
     )

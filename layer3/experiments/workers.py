@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final, Literal
 
-from layer3.errors import HimariError
+from layer3.errors import HimariError, LostWorkerError
 
 __all__ = ["Event", "Work", "Workers", "workers"]
 
@@ -107,6 +107,9 @@ def _serve(connection: Connection, work: Work) -> None:
             task = connection.recv()
             try:
                 answer = "answer", work(task, lambda done: connection.send(("progress", done)))
+            except LostWorkerError:
+                # No answer to the task: given again, it may well be done.
+                raise
             except HimariError as error:
                 answer = "refusal", str(error)
             connection.send(answer)

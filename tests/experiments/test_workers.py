@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from layer3.errors import TrainingError
+from layer3.errors import LostWorkerError, TrainingError
 from layer3.experiments.workers import workers
 from tests.fakes.processes import group
 from tests.fakes.servers import wait_for
@@ -20,13 +20,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def work(task: int, tell: Callable[[int], None]) -> int:
-    """Squares; refuses 3, breaks at 4, dies at 5."""
+    """Squares; refuses 3, breaks at 4, dies at 5, loses a process of its own at 8."""
     if task == 3:
         raise TrainingError("three cannot be trained")
     if task == 4:
         raise ZeroDivisionError("four")
     if task == 5:
         os.kill(os.getpid(), signal.SIGKILL)
+    if task == 8:
+        raise LostWorkerError("a worker of the training ended by itself")
     tell(task)
     return task * task
 
@@ -54,12 +56,16 @@ def test_a_worker_that_is_killed_says_by_what() -> None:
             crew.listen()
 
 
-def test_a_worker_that_breaks_leaves_its_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("task", "words"), [(4, "ZeroDivisionError: four"), (8, "LostWorkerError: a worker of the training ended")]
+)
+def test_a_worker_that_breaks_leaves_its_traceback(task: int, words: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """One that lost a process too: as a refusal it would be on record, and never be tried again."""
     with workers(1, work) as crew:
-        crew.give(0, 4)
+        crew.give(0, task)
         with pytest.raises(RuntimeError, match="exit code 1; its own words are above"):
             crew.listen()
-    assert "ZeroDivisionError: four" in capfd.readouterr().err
+    assert words in capfd.readouterr().err
 
 
 def test_no_worker_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
