@@ -9,7 +9,7 @@ import numpy as np
 
 from layer3.ab.analysis import Analysis
 from layer3.ab.assignment import DAY_NS, Arm
-from layer3.ab.wording import BP, NAMES, about, arm_rows, check_rows, difference_rows
+from layer3.ab.wording import BP, NAMES, about, arm_rows, check_rows, difference_rows, said
 from layer3.backtest.charts import Band, lines_chart
 from layer3.backtest.drawing import Layout, Series
 from layer3.backtest.pictures import STYLES, Picture, markup
@@ -36,7 +36,7 @@ def render_page(analysis: Analysis) -> str:
             about=about(analysis),
             told=analysis.recommendation,
             good={"deploy": "yes", "disable": "no"}.get(analysis.recommendation.action, ""),
-            level=f"{analysis.design.level:.0%}",
+            level=said(analysis.design.level),
             arms=list(NAMES.values()),
             arm_rows=arm_rows(analysis),
             differences=difference_rows(analysis),

@@ -93,8 +93,8 @@ def _early(facts: Facts) -> tuple[Action, str] | None:
     kelly, policy = facts.units
     if min(facts.units) < facts.least_units:
         return "continue", (
-            f"{policy:,} units of the policy's arm and {kelly:,} of Kelly's have an outcome; nothing is concluded "
-            f"below {facts.least_units:,} in each."
+            f"{policy:,} unit{'s' * (policy != 1)} of the policy's arm and {kelly:,} of Kelly's have an outcome; "
+            f"nothing is concluded below {facts.least_units:,} in each."
         )
     if facts.ratio_p is not None and facts.ratio_p < LEAST_RATIO_P:
         return "continue", (

@@ -12,7 +12,7 @@ from typing import Final
 from layer3.ab.analysis import Analysis, analyse
 from layer3.ab.page import render_page
 from layer3.ab.store import Store
-from layer3.ab.wording import NAMES, about, arm_rows, check_rows, difference_rows
+from layer3.ab.wording import NAMES, about, arm_rows, check_rows, difference_rows, said
 from layer3.errors import DataError, HimariError
 
 __all__ = ["main", "render_text"]
@@ -31,7 +31,7 @@ def render_text(analysis: Analysis) -> str:
     lines.append("-" * _WIDTH)
     for label, cells in arm_rows(analysis):
         lines.append((f"{label:<32}" + "".join(f"{_cell(*cell):<32}" for cell in cells)).rstrip())
-    head = f"{'Policy less Kelly only, bp':<30}{'difference':>11}   {f'{analysis.design.level:.0%} interval':<24}"
+    head = f"{'Policy less Kelly only, bp':<30}{'difference':>11}   {f'{said(analysis.design.level)} interval':<24}"
     lines += ["", f"{head}{'p':<12}{'for':<10}".rstrip(), "-" * _WIDTH]
     lines += [
         f"{row.label:<30}{row.value:>11}   {row.interval:<24}{row.p:<12}{row.use:<10}".rstrip()

@@ -14,7 +14,7 @@ from layer3.ab.statistics import Comparison
 from layer3.backtest.record import Interval
 from layer3.backtest.tables import MISSING, format_number
 
-__all__ = ["BP", "NAMES", "Difference", "about", "arm_rows", "check_rows", "difference_rows", "moment"]
+__all__ = ["BP", "NAMES", "Difference", "about", "arm_rows", "check_rows", "difference_rows", "moment", "said"]
 
 #: Basis points in 1.
 BP: Final = 10_000.0
@@ -31,6 +31,11 @@ class Difference:
     interval: str
     p: str
     use: str
+
+
+def said(share: float) -> str:
+    """A share of the design as it was said: 0.995 is "99.5%", not a rounded "100%"."""
+    return f"{100.0 * share:g}%"
 
 
 def moment(ns: int) -> str:
@@ -52,7 +57,7 @@ def about(analysis: Analysis) -> list[str]:
 def arm_rows(analysis: Analysis) -> list[tuple[str, list[tuple[str, str]]]]:
     """Measures of the arms: (name, one (value, interval or "") for each of ``NAMES``)."""
     arms = [analysis.arms[arm] for arm in NAMES]
-    level = f"{analysis.design.level:.0%}"
+    level = said(analysis.design.level)
 
     def row(label: str, cell: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[str, str]]]:
         return label, list(cell)
@@ -104,8 +109,8 @@ def check_rows(analysis: Analysis) -> list[tuple[str, str]]:
 
 def _ramp(design: Design) -> str:
     if len(design.ramp) == 1:
-        return f"{design.ramp[0][1]:.0%} get the policy"
-    return ", ".join(f"{share:.0%} from day {day:g}" for day, share in design.ramp) + " get the policy"
+        return f"{said(design.ramp[0][1])} get the policy"
+    return ", ".join(f"{said(share)} from day {day:g}" for day, share in design.ramp) + " get the policy"
 
 
 def _split(analysis: Analysis) -> str:

@@ -66,6 +66,17 @@ def test_an_experiment_without_pictures_has_words_in_their_place(tmp_path: Path)
     assert "Fewer than two trades have closed" in text
 
 
+def test_shares_of_the_design_stand_there_as_they_were_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, page = tmp_path / "ab.sqlite", tmp_path / "ab.html"
+    design = Design("careful", ramp=((0.0, 0.005), (3.0, 0.025)), level=0.995)
+    with Store(file) as store:
+        store.begin("careful", design.as_text(), 1)
+    assert main(["--store", str(file), "--html", str(page)]) == 0
+    for text in (capsys.readouterr().out.replace("\n", " "), page.read_text()):
+        assert "0.5% from day 0, 2.5% from day 3 get the policy" in text
+        assert "Sharpe ratio, annual, 99.5%" in text
+
+
 def test_what_cannot_be_reported_is_a_sentence(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty, two = tmp_path / "empty.sqlite", tmp_path / "two.sqlite"
     Store(empty).close()
