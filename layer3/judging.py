@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from layer3.agent.policy import Policy
 from layer3.agent.policy_file import load_policy
 from layer3.backtest.engine import SECTIONS, evaluate
 from layer3.backtest.evidence import Effort, Progress, Subject, gather
-from layer3.backtest.overfitting import MIN_BLOCK_BARS, overfitting
+from layer3.backtest.overfitting import overfitting_if_any
 from layer3.backtest.record import Evaluation, Evidence, Overfitting, WalkForward
 from layer3.backtest.walk_forward import FoldSet, Stitched, describe, joined, load_folds, stitch
 from layer3.errors import ContractError, DataError, EvaluationError, PolicyError, ReleaseError
@@ -26,8 +26,6 @@ from layer3.walk_forward import record_folds
 from layer3.workflow import splits_of
 
 __all__ = ["judge_policy"]
-
-_BLOCKS: Final = 16
 
 
 def judge_policy(
@@ -147,12 +145,10 @@ def _chosen(store: str, info: Mapping[str, Any], bars: Bars, problems: dict[str,
     decisions = len(splits_of(bars).validation) - 2
     try:
         returns = trials.validation_returns(store, trials.Data.of(info), decisions)
-        if returns.shape[1] < 2 or decisions < _BLOCKS * MIN_BLOCK_BARS:
-            return None
-        return overfitting(returns.astype(np.float64), _BLOCKS)
-    except (DataError, EvaluationError) as error:
+    except DataError as error:
         problems["overfitting"] = str(error)
         return None
+    return overfitting_if_any(returns.astype(np.float64))
 
 
 def _described(

@@ -13,7 +13,7 @@ from layer3.backtest.record import Overfitting
 from layer3.backtest.significance import NO_SPREAD
 from layer3.errors import EvaluationError
 
-__all__ = ["MIN_BLOCK_BARS", "overfitting"]
+__all__ = ["MIN_BLOCK_BARS", "overfitting", "overfitting_if_any"]
 
 Floats = NDArray[np.float64]
 
@@ -21,9 +21,18 @@ Floats = NDArray[np.float64]
 MIN_BLOCK_BARS: Final = 5
 #: Numbers that one array may hold at a time: 8 MB.
 _CHUNK: Final = 1_000_000
+_BLOCKS: Final = 16
 
 
-def overfitting(returns: Floats, blocks: int = 16) -> Overfitting:
+def overfitting_if_any(returns: Floats) -> Overfitting | None:
+    """:func:`overfitting`; ``None`` where there are not two sets that differ, or too few bars to tell."""
+    bars, sets = returns.shape
+    if sets < 2 or bars < _BLOCKS * MIN_BLOCK_BARS or float(np.ptp(returns, axis=1).max()) <= NO_SPREAD:
+        return None
+    return overfitting(returns)
+
+
+def overfitting(returns: Floats, blocks: int = _BLOCKS) -> Overfitting:
     """Probability of backtest overfitting over the tried sets whose returns are the columns (bars, sets).
 
     Combinatorially symmetric cross-validation (Bailey, Borwein, Lopez de Prado and Zhu 2017, "The

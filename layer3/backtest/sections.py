@@ -176,8 +176,8 @@ def _choice(evidence: Evidence) -> Section:
     if evidence.overfitting:
         rows.append(_overfitting("what was tried", "on the validation part", evidence.overfitting))
     else:
-        alone = "one set alone was tried on these data, as far as their returns are on record: nothing was chosen."
-        missing += tuple(f"Overfitting: {text}" for text in told(evidence, "overfitting") or (alone,))
+        few = "it takes two sets tried on these data that differ, with their returns on record: try more than one."
+        missing += tuple(f"Overfitting: {text}" for text in told(evidence, "overfitting") or (few,))
     if walk and walk.overfitting:
         rows.append(_overfitting("the walk-forward's seeds", "of its stitched record", walk.overfitting))
     elif walk:

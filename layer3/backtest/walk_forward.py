@@ -25,9 +25,8 @@ from layer3.agent.policy import Policy, stack
 from layer3.backtest.engine import Decide, run
 from layer3.backtest.folds import FoldRange, Kind
 from layer3.backtest.metrics import max_drawdown, periods_per_year, sharpe
-from layer3.backtest.overfitting import MIN_BLOCK_BARS, overfitting
+from layer3.backtest.overfitting import overfitting_if_any
 from layer3.backtest.record import KELLY_ONLY, POLICY, Fold, Overfitting, Track, WalkForward
-from layer3.backtest.significance import NO_SPREAD
 from layer3.backtest.trust import difference, trust
 from layer3.errors import EvaluationError
 
@@ -39,7 +38,6 @@ Tensors = Mapping[str, NDArray[np.float32]]
 _DAY_NS: Final = 86_400_000_000_000
 #: Most points of equity that are kept: four years of days.
 _MAX_POINTS: Final = 1_500
-_BLOCKS: Final = 16
 
 
 @dataclass(frozen=True)
@@ -222,13 +220,10 @@ def _fold(bars: Bars, fold: FoldRange, sharpes: Sequence[float | None]) -> Fold:
 
 
 def _overfitting(seeds: Sequence[Track]) -> Overfitting | None:
-    """Over the seeds' records, the sets tried on the same bars; ``None`` where there are not two that differ."""
-    if len(seeds) < 2 or any(np.any(track.equity <= 0.0) for track in seeds):
+    """Over the seeds' records on the same bars; ``None`` where an account was lost, or two do not differ."""
+    if any(np.any(track.equity <= 0.0) for track in seeds):
         return None
-    returns = np.stack([track.equity[1:] / track.equity[:-1] - 1.0 for track in seeds], axis=1)
-    if len(returns) < _BLOCKS * MIN_BLOCK_BARS or np.ptp(returns, axis=1).max() <= NO_SPREAD:
-        return None
-    return overfitting(returns, _BLOCKS)
+    return overfitting_if_any(np.stack([track.equity[1:] / track.equity[:-1] - 1.0 for track in seeds], axis=1))
 
 
 def _sharpe(equity: Floats, periods: float) -> float | None:

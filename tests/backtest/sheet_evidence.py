@@ -77,6 +77,7 @@ def make_evidence(timestamps: NDArray[np.int64], equity: Floats, kelly: Floats, 
         degeneracy=Degeneracy(1_320, 1.08, 0.37, 0.021, 0.034, 5, 0.61, ()),
         stability=make_stability(timestamps, rng),
         walk_forward=make_walk_forward(rng),
+        overfitting=Overfitting(60, 16, 0.31),
         champion="himari-0",
         bootstrap_band=(
             tuple(int(day) for day in days),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from layer3.backtest.overfitting import MIN_BLOCK_BARS, overfitting
+from layer3.backtest.overfitting import MIN_BLOCK_BARS, overfitting, overfitting_if_any
 from layer3.errors import EvaluationError
 
 Floats = NDArray[np.float64]
@@ -101,3 +101,10 @@ def test_a_return_that_is_no_number_is_refused_by_set_and_bar() -> None:
     returns[41, 2] = np.nan
     with pytest.raises(EvaluationError, match="set 2 at bar 41"):
         overfitting(returns)
+
+
+def test_where_nothing_was_chosen_there_is_none() -> None:
+    returns = np.random.default_rng(3).standard_normal((16 * MIN_BLOCK_BARS, 3))
+    assert overfitting_if_any(returns) == overfitting(returns)
+    for nothing in (returns[:, :1], returns[:, :0], returns[1:], returns[:, [0, 0]]):
+        assert overfitting_if_any(nothing) is None

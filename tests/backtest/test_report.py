@@ -128,7 +128,7 @@ def test_what_was_asked_is_shown_whole() -> None:
 
 SECTIONS = [
     *("trust", "differences", "superiority", "costs", "permutations", "leak", "attribution"),
-    *("degeneracy", "stability", "walk_forward", "bootstrap_band"),
+    *("degeneracy", "stability", "walk_forward", "overfitting", "bootstrap_band"),
 ]
 
 
@@ -153,6 +153,19 @@ def test_a_record_without_evidence_shows_its_tracks_and_says_the_rest() -> None:
     assert html.count("<svg") == 6
     assert text.count("This evaluation holds nothing on it.") >= 10
     assert "Could not be computed" not in text
+
+
+def test_overfitting_is_told_of_all_that_was_tried_and_of_the_seeds() -> None:
+    evaluation = make_evaluation(200)
+    text = Page(render_tear_sheet(evaluation, make_verdict())).text
+    for what, sets, found in (("what was tried", 60, "0.310"), ("the walk-forward's seeds", 6, "0.180")):
+        row = text[text.index(f"Probability of backtest overfitting, {what}") :]
+        assert f"best of {sets} sets" in row[:300]
+        assert found in row[:300]
+    alone = dataclasses.replace(evaluation.evidence, overfitting=None)
+    text = Page(render_tear_sheet(dataclasses.replace(evaluation, evidence=alone), make_verdict())).text
+    assert "Overfitting: it takes two sets tried on these data that differ" in text
+    assert "overfitting, what was tried" not in text
 
 
 def test_a_problem_of_no_known_section_is_not_lost() -> None:
