@@ -36,7 +36,7 @@ _STATES: Final = ("closed", "half_open", "open")
 _VERSION: Final = 1
 #: Longest duration that a configuration may name, seconds, and most calls.
 _LONGEST: Final = 86_400.0
-_MOST_CALLS: Final = 1_000_000
+_MOST_CALLS: Final = 1_000_000_000
 #: Beyond any duration, in seconds, and still a number to add to.
 _FOREVER: Final = 1e12
 logger = logging.getLogger(__name__)
@@ -232,7 +232,7 @@ class CircuitBreaker:
             if self._rng is not None and snapshot["rng"] is not None:
                 try:
                     self._rng.bit_generator.state = snapshot["rng"]
-                except (KeyError, TypeError, ValueError) as error:
+                except (KeyError, TypeError, ValueError, OverflowError) as error:
                     raise DataError(f"breaker snapshot: rng is not a state of this generator: {error}") from error
             self._generation += 1
             self._state = state

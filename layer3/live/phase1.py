@@ -381,7 +381,7 @@ class Layer3Phase1:
             memory = Memory.restored(config.chain, config.market.bar_seconds, state["memory"])
             engaged, breaker = state["kill_switch"], state["breaker"]
             elapsed = max(0.0, (self._clock() - int(state["saved_at_ns"])) / 1e9)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(f"the state of the engine is not one that it wrote ({error!r}): restore a copy") from error
         if breaker is not None and self._active.breaker is not None:
             self._active.breaker.restore(breaker, elapsed=elapsed)

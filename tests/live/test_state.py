@@ -128,6 +128,7 @@ def test_a_state_that_no_engine_wrote_is_refused() -> None:
         broken("memory", drop=True),
         broken("memory", value=[]),
         broken("saved_at_ns", value="now"),
+        broken("memory", "account", "realised", value=10**400),
         broken("memory", "account", "day", value=None),
         broken("memory", "books", "momentum\tBTC-USD", value=[1.0, 2.0, 3.0, 4.0]),
         broken(*chain, "posterior", "alpha", value=3.0),
