@@ -165,7 +165,7 @@ class Door:
                     f"the caller speaks state contract {theirs[:80].decode('latin-1')!r}, "
                     f"this server {contract.VERSION!r}",
                 )
-            check_content_type(headers.get(b"content-type"))
+            check_content_type(headers.get(b"content-type"), headers.get(b"content-encoding"))
         return caller
 
     def _refusal(self, problem: Problem, request_id: str) -> Reply:

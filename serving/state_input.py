@@ -76,8 +76,13 @@ _decode_instances: Final = msgspec.json.Decoder(_Instances).decode
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError)
 
 
-def check_content_type(content_type: bytes | None) -> None:
-    """Raise a Problem 415 unless the header Content-Type says JSON in UTF-8."""
+def check_content_type(content_type: bytes | None, coding: bytes | None) -> None:
+    """Raise a Problem 415 unless the headers Content-Type and Content-Encoding say plain JSON in UTF-8."""
+    if coding is not None and coding.lower() != b"identity":
+        raise Problem(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            f"expected a body without Content-Encoding, got {_show(coding.decode('latin-1'))}",
+        )
     if content_type == b"application/json":
         return
     text = (content_type or b"").decode("latin-1")

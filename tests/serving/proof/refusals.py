@@ -110,6 +110,7 @@ BODIES = [
     Refused("a text instead of numbers", 422, "a list of 16 numbers", b'{"state": "0000000000000000"}'),
     Refused("too large", 413, "65536 bytes", b" " * 65_537 + state()),
     Refused("no content type", 415, "got none", headers=HEADERS),
+    Refused("a compressed body", 415, '"gzip"', headers=KNOWN | {"Content-Encoding": "gzip"}),
     Refused("XML", 415, "application/xml", headers=HEADERS | {"Content-Type": "application/xml"}),
     Refused(
         "another encoding", 415, "latin-1", headers=HEADERS | {"Content-Type": "application/json; charset=latin-1"}
