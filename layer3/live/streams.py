@@ -4,7 +4,8 @@ An address is ``-`` (standard input or output), the path of a file, or
 ``redis://host:port/db?stream=NAME`` (``rediss://`` too). From a stream signals are read as a consumer group
 (``&group=layer3&consumer=NAME`` by default, the consumer being this machine's name: two runners must not share
 one); a message is the field ``data`` of an entry. Each is acknowledged when its decision is logged and out, so
-that after a crash it comes again, whoever reads then. A Redis that is gone is waited for.
+that after a crash it comes again, whoever reads then. A Redis that is gone is waited for. A file is read from its first
+line at each start: what is to go on where it ended comes through a stream.
 """
 
 from __future__ import annotations
