@@ -252,6 +252,12 @@ class TradingEnvironment:
         self._squares = where(fresh, 0.0, self._squares)
         self._square_sum = where(fresh, 0.0, self._square_sum)
 
+    def time_limits(self, steps: int) -> NDArray[np.bool_]:
+        """Which windows will run into their time limit in each of the next ``steps`` steps, (steps, n): no action
+        changes it, so that nobody need ask the device."""
+        ends: NDArray[np.bool_] = (self._age + np.arange(1, steps + 1)[:, None]) % self._config.episode_steps == 0
+        return ends
+
     def _send_ages(self) -> None:
         """Tell the device, once, when each window's episode began; on the host the ages themselves are at hand."""
         if self._xp is not np:

@@ -97,6 +97,10 @@ class PPOConfig:
             raise ConfigurationError(
                 f"ppo: log_sd_start = {self.log_sd_start}, expected a number in [{LOG_SD_LOW}, {LOG_SD_HIGH}]"
             )
+        if self.samples < 2:
+            raise ConfigurationError(
+                "ppo: environments x rollout = 1 sample, expected at least 2, so that advantages have a spread"
+            )
         if self.steps < self.samples:
             raise ConfigurationError(
                 f"ppo: steps = {self.steps:,} is less than one rollout of {self.environments} windows x "
@@ -272,7 +276,8 @@ def advantages_of(
     following[:, :-1] = values[:, 1:]
     following[:, -1] = values_of(critic, weights, seen.last_states, batch)
     if seen.final_states.shape[1]:
-        following[:, seen.truncated] = values_of(critic, weights, seen.final_states, batch)
+        # Not by a mask as an index: on a GPU that waits to learn how many there are.
+        following.masked_scatter_(seen.truncated, values_of(critic, weights, seen.final_states, batch))
     following = torch.where(seen.terminated, 0.0, following)
     ended = seen.terminated | seen.truncated
     advantages = generalised_advantages(seen.rewards, values, following, ended, columns.gamma, columns.decay)

@@ -142,7 +142,10 @@ class Team:
         noise = torch.from_numpy(
             np.stack([rng.standard_normal((steps, n), dtype=np.float32) for rng in self.generators])
         ).to(self._device)
-        truncated = torch.zeros(steps, n, dtype=torch.bool, device=self._device)
+        # The windows' ages are alike in every policy. All is sent at once, so that no step waits for the host.
+        limits = self.environment.time_limits(steps)[:, :n]
+        truncated = torch.from_numpy(limits).to(self._device)
+        ending = torch.from_numpy(np.nonzero(limits)[1]).to(self._device).split(limits.sum(1).tolist())
         cut = [torch.empty(size, 0, contract.STATE_DIM, device=self._device)]
         said = torch.empty(size, steps, n, 2, device=self._device)
         tried = torch.empty(size, n, dtype=torch.float64, device=self._device)
@@ -160,11 +163,8 @@ class Team:
             seen.states[:, k] = x
             seen.rewards[:, k], growth[:, k] = self._observed(step.reward), self._observed(step.growth)
             seen.terminated[:, k] = self._observed(step.terminated)
-            if step.truncated.any():
-                # The windows' ages are alike in every policy.
-                rows = np.flatnonzero(step.truncated[:n])
-                cut.append(self.normalise(self._observed(step.final_states)[:, rows]))
-                truncated[k, rows] = True
+            if len(ending[k]):
+                cut.append(self.normalise(self._observed(step.final_states).index_select(1, ending[k])))
             self.states = self._observed(step.states)
         seen.last_states.copy_(self.normalise(self.states))
         seen.log_density.copy_(log_density(seen.actions, said[..., 0], bounded_log_sd(said[..., 1])))

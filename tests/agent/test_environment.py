@@ -409,6 +409,17 @@ def test_a_time_limit_restarts_flat_and_keeps_what_was_seen(xp: Any) -> None:
     np.testing.assert_array_equal(np.stack(flags[:20]), np.stack(flags[20:]))
 
 
+@BOTH
+def test_time_limits_are_known_before_the_steps(xp: Any) -> None:
+    walk, ages = Walk(make_bars(300), 8, xp, episode_steps=25), np.arange(8) * 25 // 8
+    walk.reset(3, ages)
+    for _ in range(7):
+        walk.step(1.0, 5)
+    limits = walk.environment.time_limits(60)
+    np.testing.assert_array_equal(limits, np.stack([walk.step(1.0, 5).truncated for _ in range(60)]))
+    assert limits.sum() > 8
+
+
 def test_the_best_constant_size_is_where_theory_says_and_a_sharpe_ratio_does_not_know_it() -> None:
     base, sigma, aversion, steps = 0.25, 0.01, 5.0, 4_000
     best = 1.2

@@ -318,6 +318,7 @@ def test_an_update_follows_the_advantages() -> None:
         {"epochs": 0},
         {"hidden": 0},
         {"environments": 0},
+        {"environments": 1, "rollout": 1},
         {"rollout": -1},
         {"learning_rate": 0.0},
         {"learning_rate": math.inf},
