@@ -310,7 +310,7 @@ def test_the_returns_of_different_trainings_stand_side_by_side(store: str) -> No
     note(store, seeds=[4, 5], returns=series(7.0, 8.0, bars=5))
     note(store, seeds=[6, 7], returns=series(3.0, 3.0))
     kept = trials.validation_returns(store, BTC, 4)
-    np.testing.assert_array_equal(kept, series(1.5, 3.0, 5.0))
+    np.testing.assert_array_equal(kept, series(3.0, 1.5, 5.0))
     assert trials.count(store, BTC.sha256) == 3 + 2 + 2 + 2 + 2 + 2
 
 
