@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import threading
 import time
 from collections import deque
@@ -71,7 +72,7 @@ class BreakerConfig:
         settings.within(self, "window_calls", self.minimum_calls, _MOST_CALLS, whole=True)
         settings.within(self, "failure_rate", 0.0, 1.0, open_low=True)
         settings.within(self, "first_wait", 0.0, _LONGEST, open_low=True)
-        settings.within(self, "factor", 1.0, math.inf)
+        settings.within(self, "factor", 1.0, sys.float_info.max)
         settings.within(self, "longest_wait", self.first_wait, _LONGEST)
         settings.within(self, "jitter", 0.0, 1.0, open_high=True)
         settings.within(self, "lease", 0.0, _LONGEST, open_low=True)

@@ -294,6 +294,7 @@ def test_a_listener_that_fails_harms_nobody_and_is_known(caplog: pytest.LogCaptu
         {"first_wait": 301.0},
         {"factor": 0.9},
         {"factor": float("inf")},
+        {"factor": 10**400},
         {"longest_wait": float("inf")},
         {"jitter": 1.0},
         {"jitter": -0.1},
