@@ -171,7 +171,8 @@ class Runner:
             if record["kind"] == DECISION:
                 found[origin["entry"]] = {**origin, **record["decision"]}
             elif record["kind"] == RESIDUAL:
-                told = {"symbol": read_back(record["symbol"]), "learnt": record["learnt"]}
+                # An older program did not record whether it was learnt: null.
+                told = {"symbol": read_back(record["symbol"]), "learnt": record.get("learnt")}
                 found[origin["entry"]] = {**origin, "residual": told}
         return found
 

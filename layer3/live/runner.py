@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import signal
 import sys
 import time
@@ -30,7 +31,7 @@ from layer3.ab.live import LiveExperiment
 from layer3.ab.store import Store
 from layer3.errors import ConfigurationError, DataError, HimariError, SourceError
 from layer3.live import logs
-from layer3.live.configuration import Layer3Config, load_config
+from layer3.live.configuration import DecisionLogSettings, Layer3Config, load_config
 from layer3.live.decision_log import DecisionLog
 from layer3.live.loop import Runner, SignalClock, decisions
 from layer3.live.metrics import Metrics, MetricsServer
@@ -167,17 +168,8 @@ def _assemble(
     with _telling(f"the state {config.state.path}"):
         engine.save()  # from here on a missing snapshot is one that somebody moved away
     recorder = None
-    settings = config.decision_log
-    if settings.path is not None:
-        with _telling(f"the decision log {settings.path}"):
-            log = DecisionLog(
-                Path(settings.path),
-                lambda: head(engine),
-                fsync=settings.fsync,
-                interval_s=settings.interval_s,
-                max_bytes=settings.max_bytes,
-            )
-        recorder = Recorder(open_things.enter_context(log), engine)
+    if config.decision_log.path is not None:
+        recorder = Recorder(open_things.enter_context(_log_of(engine, config.decision_log)), engine)
         engine.observers.append(recorder.observe)
     if experiment is not None:
         if recorder is not None:
@@ -233,10 +225,21 @@ def _require_apart(options: argparse.Namespace, config: Layer3Config) -> None:
     for what, name in files.items():
         if name is None or str(name) == "-" or "://" in str(name):
             continue
-        path = Path(name).absolute()
+        path = Path(os.path.realpath(name))
         if path in known and (not path.exists() or path.is_file()):
             raise ConfigurationError(f"{known[path]} and {what} are one file, {name}: name two")
         known[path] = what
+
+
+def _log_of(engine: Layer3Phase1, settings: DecisionLogSettings) -> DecisionLog:
+    with _telling(f"the decision log {settings.path}"):
+        return DecisionLog(
+            Path(settings.path or ""),
+            lambda: head(engine),
+            fsync=settings.fsync,
+            interval_s=settings.interval_s,
+            max_bytes=settings.max_bytes,
+        )
 
 
 @contextlib.contextmanager

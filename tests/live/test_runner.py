@@ -245,6 +245,7 @@ def _feed(pipe: int, line: bytes) -> None:
             ["--output", "same", "--log", "./same"],
             "--output and the decision log are one file, ./same: name two",
         ),
+        (["--output", "x/../same", "--log", "same"], "--output and the decision log are one file"),
         (["--input", "same", "--output", "same"], "--input and --output are one file, same: name two"),
         (["--input", "/proc"], "cannot read the signals /proc: it is a folder"),
         (["--log", "/dev/full"], "error: the decision log /dev/full is a device or a pipe: name a file"),
@@ -688,6 +689,19 @@ def test_what_comes_again_after_a_crash_is_neither_sized_nor_learnt_twice(tmp_pa
     assert sink.lines[3:] == sink.lines[:3]
     assert known is not None
     assert known.residuals == 1
+
+
+def test_a_residual_in_the_log_of_an_older_program_is_not_learnt_again(tmp_path: Path) -> None:
+    message = Message(2, EXAMPLE.read_bytes().splitlines()[49], "2-0")
+    origin, sink = {"line": 2, "entry": "2-0"}, Kept()
+    with (
+        Layer3Phase1(load_config(None, {"policy": {"enabled": False}})) as engine,
+        DecisionLog(tmp_path / "log.jsonl", lambda: head(engine), fsync="none") as log,
+    ):
+        told = {"symbol": "BTC-USDT", "predicted": 0.01, "realised": 0.02}
+        log.append({"kind": "residual", "origin": origin, **told})
+        Runner(engine, Delivered([message], []), sink, tally=Tally(), recorder=Recorder(log, engine)).run(None)
+    assert json.loads(sink.lines[0]) == {**origin, "residual": {"symbol": "BTC-USDT", "learnt": None}}
 
 
 def pairs() -> st.SearchStrategy[bytes]:
