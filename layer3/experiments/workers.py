@@ -65,7 +65,8 @@ class Workers:
         number = next(number for number in self._busy if self._connections[number] in ready)
         try:
             kind, value = self._connections[number].recv()
-        except EOFError:
+        except (EOFError, OSError):
+            # Killed in the middle of an answer, or before it read its task, it leaves no plain end.
             raise RuntimeError(f"a worker ended {_how(self._processes[number])}") from None
         if kind != "progress":
             self._busy.discard(number)

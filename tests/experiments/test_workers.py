@@ -56,6 +56,16 @@ def test_a_worker_that_is_killed_says_by_what() -> None:
             crew.listen()
 
 
+def test_a_worker_that_is_killed_with_its_task_unread_says_so_too() -> None:
+    with workers(1, work) as crew:
+        pid = crew._processes[0].pid
+        os.kill(pid, signal.SIGSTOP)
+        crew.give(0, 6)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match="ended by SIGKILL; is there enough memory"):
+            crew.listen()
+
+
 @pytest.mark.parametrize(
     ("task", "words"), [(4, "ZeroDivisionError: four"), (8, "LostWorkerError: a worker of the training ended")]
 )
