@@ -16,7 +16,8 @@ from components.score import score
 from layer3 import trials
 from layer3.agent.bars import load_bars, save_bars
 from layer3.agent.search import default_values
-from layer3.errors import TrainingError
+from layer3.errors import LostWorkerError, TrainingError
+from layer3.experiments import scoring
 from layer3.workflow import splits_of
 
 DATA = "synthetic:bars=5000,edge=3,seed=5"
@@ -83,3 +84,15 @@ def test_a_setting_whose_policy_is_ruined_does_not_end_the_others(features: dsl.
     result = score.python_func(short, default_values(), 2, 2_048, str(tmp_path))
     assert "lost all its equity" in result["refusal"]
     assert result["scores"] == {}
+
+
+def test_a_training_that_lost_a_process_is_a_failed_step_and_on_no_record(
+    features: dsl.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise LostWorkerError("a worker of the training ended by itself")
+
+    monkeypatch.setattr(scoring, "train_and_score", killed)
+    with pytest.raises(LostWorkerError):
+        score.python_func(features, default_values(), 2, 2_048, str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
