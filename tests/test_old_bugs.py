@@ -26,7 +26,7 @@ CAUGHT_BY = {
     "a model that fails to load, answers 0.8 and is healthy": "serving/test_release.py::test_a_server_that_lies",
     "HTTP 500 counted as a success": "layer3/test_remote.py::test_statuses_and_bodies",
     "an action in [0, 2] clipped to [-1, 1]": "agent/test_learning.py::test_its_action_uses_the_whole_range",
-    "training on a constant price": "agent/test_population.py::test_what_cannot_be_learnt_from_is_refused",
+    "training on a constant price": "agent/test_checks.py::test_what_cannot_be_learnt_from_is_refused",
     "Sharpe annualised by the root of 252 at any bar size": (
         "backtest/test_metrics.py::test_a_year_has_365_days_of_the_candles_own_bars"
     ),
