@@ -48,7 +48,8 @@ class DecisionLog:
     warning; a file that is damaged before its end is kept as it is under the next number.
 
     Attributes: ``kept_aside``, where a torn tail or a damaged file went, or ``None``; ``records``, how
-    many were appended since the log was opened, heads too; ``syncs``, how often the disk was waited for.
+    many were appended since the log was opened, heads too; ``syncs``, how often the disk was waited for;
+    ``latest_head``, the number of the latest head among the records, and its configuration's hash if it has one.
     """
 
     def __init__(
@@ -181,6 +182,7 @@ class DecisionLog:
         self._day = datetime.fromtimestamp(path.stat().st_mtime, UTC).date().isoformat()
         self._fd, self._size = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC), whole
         self.append(content)
+        self.latest_head = self.records, content.get("config_hash")
 
     def _begin(self, content: Mapping[str, Any]) -> None:
         """Create the file with its head: it appears whole or not at all."""
@@ -197,6 +199,7 @@ class DecisionLog:
             raise
         self._fd, self._size, self._day = fd, len(head), self._today()
         self.records += 1
+        self.latest_head = self.records, content.get("config_hash")
 
     def _write(self, line: bytes) -> None:
         if self._failure is not None:

@@ -49,25 +49,31 @@ class Recorder:
         self.failure: Exception | None = None
         self._engine = engine
         self._turning = threading.Lock()
-        self._hash = engine.config_hash
+        self._head: tuple[int, str | None] = (0, None)
+        self._written = set[str | None]()
 
     def observe(self, decision: PositionSizingDecision, inputs: Inputs) -> None:
         """Write one decision with its inputs."""
         try:
-            if decision.config_hash != self._hash:
-                self._turn_to(decision.config_hash)
+            self._write_configuration(decision.config_hash)
             self._append(DECISION, {"inputs": plain_json(inputs), "decision": decision.to_json()})
         except (OSError, DataError) as error:
             self.failure = error
             raise
 
-    def _turn_to(self, config_hash: str) -> None:
-        """Write the configuration of a decision, which need not be that of now: others may have followed it."""
-        config = self._engine.config_of(config_hash)
+    def _write_configuration(self, config_hash: str) -> None:
+        """Write the configuration of a decision, unless the log holds it since its latest head.
+
+        It need not be that of now: others may have followed it.
+        """
         with self._turning:
-            if config is not None and config_hash != self._hash:
+            if self._head != self.log.latest_head:
+                self._head = self.log.latest_head
+                self._written = {self._head[1]}
+            config = None if config_hash in self._written else self._engine.config_of(config_hash)
+            if config is not None:
                 self._append(CONFIGURATION, _settings(config))
-                self._hash = config_hash
+                self._written.add(config_hash)
 
     def reject(self, field: str, problem: str) -> None:
         """Write that a message was no signal."""

@@ -17,7 +17,7 @@ from layer3.agent.policy import Policy
 from layer3.errors import DataError
 from layer3.live.configuration import digest_of, load_config
 from layer3.live.decision_log import DecisionLog
-from layer3.live.log_file import read, read_all
+from layer3.live.log_file import files, read, read_all
 from layer3.live.phase1 import Layer3Phase1
 from layer3.live.recorder import Recorder, head
 from layer3.live.replay import replay
@@ -36,7 +36,8 @@ class Desk:
     def __init__(self, path: Path, **config: Any) -> None:
         self.now = NOW
         self.engine = Layer3Phase1(load_config(None, config), clock=lambda: self.now, seed=1)
-        self.log = DecisionLog(path, lambda: head(self.engine), fsync="none")
+        size = self.engine.config.decision_log.max_bytes
+        self.log = DecisionLog(path, lambda: head(self.engine), fsync="none", max_bytes=size)
         self.recorder = Recorder(self.log, self.engine)
         self.engine.observers.append(self.recorder.observe)
 
@@ -187,6 +188,22 @@ def test_each_decision_is_made_again_by_the_configuration_that_it_was_made_by(de
     assert [each["decision"]["portfolio_value"] for each in found if "decision" in each] == [1e5, 2e5, 3e5, 2e5]
     for order in (found, [found[0], *reversed(found[1:])]):
         assert replay(order).differences == []
+
+
+def test_each_file_holds_the_configurations_of_its_decisions(tmp_path: Path) -> None:
+    """Also where a file's head holds another, by which nobody sized."""
+    desk = Desk(tmp_path / "log.jsonl", decision_log={"max_bytes": 1})
+    first = desk.engine.config
+    desk.size()
+    desk.engine.reload(load_config(None, {"portfolio_value": 2e5}))
+    assert desk.log.roll()
+    desk.engine.reload(first)
+    desk.size()
+    desk.log.close()
+    desk.engine.close()
+    for file in files(desk.log.path):
+        again = replay(read(file))
+        assert (again.decisions, again.differences) == (1, [])
 
 
 def test_another_configuration_shows_what_it_would_change(desk: Desk) -> None:

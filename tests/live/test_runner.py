@@ -632,6 +632,7 @@ class KeptLog:
 
     def __init__(self, engine: Layer3Phase1) -> None:
         self.records: list[dict[str, Any]] = []
+        self.latest_head = 1, engine.config_hash
         self.append({"kind": HEAD, **head(engine)})
 
     def append(self, record: Mapping[str, Any]) -> None:
