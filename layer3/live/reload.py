@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -33,9 +34,15 @@ class Reloadable(Protocol):
 
 
 def fingerprint(path: Path) -> bytes:
-    """The hash of what the file at ``path`` holds, b"" where it cannot be read, or only once, as a pipe."""
+    """The hash of what the file at ``path`` holds and when it was written, b"" where it cannot be read, or only once,
+    as a pipe."""
+    if not path.is_file():
+        return b""
     try:
-        return hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b""
+        with path.open("rb") as file:
+            # What was refused for something beside the file, a policy that was not there, is tried again by a touch.
+            written = os.fstat(file.fileno()).st_mtime_ns
+            return hashlib.sha256(b"%d " % written + file.read()).digest()
     except OSError:
         return b""
 

@@ -10,6 +10,7 @@ import pytest
 from layer3.engine import Layer3Phase1RL
 from layer3.live.configuration import Layer3Config, load_config
 from layer3.live.reload import ConfigWatcher, fingerprint
+from tests.fakes.policies import small_policy
 from tests.fakes.servers import wait_for
 from tests.live.desk import CALM, NOON, OFF, Desk, Scripted, signal_of
 
@@ -104,6 +105,20 @@ def test_a_bad_file_keeps_the_one_before_and_says_so(file: Path, caplog: pytest.
     wait_for(lambda: watcher.rejected >= 2)
     assert watcher.reloads == 0
     watcher.stop()
+
+
+def test_what_was_refused_for_something_beside_the_file_is_tried_again_by_a_touch(file: Path, tmp_path: Path) -> None:
+    desk, folder = Desk({**OFF, "portfolio_value": 1_000.0}), tmp_path / "model"
+    watcher = ConfigWatcher(file, lambda: load_config(file), desk.engine)
+    try:
+        replaced(file, f"portfolio_value: 2000\npolicy: {{model_path: {folder}}}\n")
+        wait_for(lambda: watcher.rejected == 1)
+        small_policy(folder)
+        os.utime(file, (0, 0))
+        wait_for(lambda: watcher.reloads == 1)
+    finally:
+        watcher.stop()
+    assert desk.engine.config.portfolio_value == 2_000.0
 
 
 def test_a_fault_of_the_program_does_not_end_the_watching(file: Path, caplog: pytest.LogCaptureFixture) -> None:
