@@ -17,6 +17,7 @@ from layer3.errors import HimariError
 from layer3.live import risk
 from layer3.live.configuration import Layer3Config
 from layer3.live.log_file import DECISION, HEAD, files, read
+from layer3.live.recorder import REJECTED
 from layer3.live.replay import KILLED, replay
 from layer3.live.state import read_state
 
@@ -95,8 +96,11 @@ def _says_more(records: Sequence[Mapping[str, Any]], state: Mapping[str, Any]) -
     """Whether the snapshot ``state`` may lack something of ``records``, a head and what follows it."""
     if not records:
         return False
-    head, told = records[0]["state"], _told(records)
+    if records[0]["kind"] != HEAD:  # somebody cut the file: the replay says so
+        return True
+    told = _told(records)
     if told is None:
+        head = records[0]["state"]
         name, time_ns = head.get("latest", ""), head["saved_at_ns"]
     else:
         name, time_ns = told["decision"]["decision_id"], told["inputs"]["now_ns"]
@@ -104,7 +108,8 @@ def _says_more(records: Sequence[Mapping[str, Any]], state: Mapping[str, Any]) -
     if str(name).partition("-")[0] != latest.partition("-")[0]:
         return bool(time_ns > state["saved_at_ns"])  # of two processes: the later one
     # A snapshot of the last decision may be from before the residual, or the reset, that followed it.
-    return bool(name != latest) or records[-1]["kind"] != DECISION
+    last = next(record["kind"] for record in reversed(records) if record["kind"] != REJECTED)
+    return bool(name != latest) or last != DECISION
 
 
 def _switch(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -100,6 +100,21 @@ def test_after_a_clean_end_nothing_is_said(process: Process, caplog: pytest.LogC
     assert caplog.text == ""
 
 
+def test_a_log_that_was_cut_is_said_and_the_snapshot_counts(process: Process, caplog: pytest.LogCaptureFixture) -> None:
+    process.engine.save()
+    process.log.path.write_bytes(process.log.path.read_bytes().splitlines(keepends=True)[-1])
+    assert memory(process) == process.knows()
+    assert "the decision log cannot be made again: the last snapshot counts" in caplog.text
+
+
+def test_after_a_clean_end_nothing_is_made_again(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes seconds where the log is long."""
+    process.recorder.reject("signal", "no JSON")
+    process.engine.save()
+    monkeypatch.delattr("layer3.live.recovery.replay")
+    assert memory(process) == process.knows()
+
+
 def test_a_snapshot_of_a_later_process_counts_more_than_an_old_log(process: Process) -> None:
     process.now += 10**9
     with Layer3Phase1(process.config, clock=lambda: process.now) as later:
