@@ -121,7 +121,9 @@ class CloudRun:
         if not service or not recorded:
             return False
         template = self._template(service, champion.model_id)
-        return bool(recorded.annotations.get(TEMPLATE) == template.annotations[TEMPLATE])
+        if recorded.annotations.get(TEMPLATE) != template.annotations[TEMPLATE]:
+            return False
+        return not (self._target.allow_unauthenticated and self._traffic.is_shut(service))
 
     def roll_out(self, stored: StoredPolicy, progress: Progress, switch: Callable[[], Channel]) -> Channel:
         untouched = progress.undo
@@ -269,8 +271,8 @@ class CloudRun:
             raise ReleaseError(
                 f"IAM lets {everybody} call {target.service}, whose server would ask nobody who they are: take that "
                 f"back (`gcloud run services remove-iam-policy-binding {target.service} --region={target.region} "
-                f"--member={everybody} --role=roles/run.invoker`, and allow_unauthenticated in Terraform), or set "
-                "allow_unauthenticated in config/cloud.yaml"
+                f"--member={everybody} --role=roles/run.invoker`, and allow_unauthenticated in Terraform), or "
+                "release the model anew with allow_unauthenticated in config/cloud.yaml"
             )
 
     def _require_welcome(self, service: run_v2.Service | None, made: run_v2.Revision | None) -> None:

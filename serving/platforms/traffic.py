@@ -61,6 +61,12 @@ class Traffic:
         found = [each for each in self._api.revisions() if model_of(each) == model_id and not has_failed(each)]
         return max(found, key=lambda each: routed.get(short(each.name), (False, 0)), default=None)
 
+    def is_shut(self, service: run_v2.Service) -> bool:
+        """Whether IAM's check keeps callers from a server that would check them itself."""
+        # It lets allUsers in as they are, where switching it off takes a role that few have. Of allAuthenticatedUsers
+        # it asks a token, whose signature the server then misses, and no key will do.
+        return not service.invoker_iam_disabled and self._api.everybody() != "allUsers"
+
     def settle(self, channel: Channel | None, promoted: str | None, allow: bool) -> str:
         """Give all traffic, tag and labels to the recorded champion; what is so then, as a sentence.
 
@@ -83,8 +89,7 @@ class Traffic:
         )
         service.annotations.pop(_RELEASE, None)
         service.invoker_iam_disabled = checks_callers(recorded) and (
-            # Where IAM lets everybody in there is nothing to switch off, which takes a role that few have.
-            service.invoker_iam_disabled or (bool(promoted) and allow and not self._api.everybody())
+            service.invoker_iam_disabled or (bool(promoted) and allow and self.is_shut(service))
         )
         if service != before:
             service = self._api.update(service, mask_of(before, service), as_asked(service, None))

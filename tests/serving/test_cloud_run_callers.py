@@ -109,7 +109,9 @@ def test_a_server_that_asks_nobody_never_stands_where_iam_lets_everybody_in(
     refused(served, 2, rf"IAM lets {everybody} call himari.*remove-iam-policy-binding himari .*--member={everybody}")
     assert len(served.run.revisions) == 1
     served.release(2, **OPENED)
-    assert not served.run.only().invoker_iam_disabled  # it need not be
+    # Of everybody with an account IAM would still ask for a token, and take its signature out.
+    assert served.run.only().invoker_iam_disabled == (everybody == "allAuthenticatedUsers")
+    assert served.release(2, **OPENED).outcome == "already serving"
     with pytest.raises(ReleaseError, match=f"IAM lets {everybody} call himari"):
         served.rollback()
     assert served.serving() == {served.model(2): 100}
@@ -132,6 +134,19 @@ def test_callers_that_iam_does_not_check_may_have_a_key(served: Desk) -> None:
     served.run.secrets.put("keys", f"desk:{KEY}-2")
     wait_for(lambda: ask(served, "/predict", None, X_API_Key=f"{KEY}-2") == 200)
     assert ask(served, "/predict", None, X_API_Key=KEY) == 401
+
+
+def test_a_releaser_that_could_not_switch_iams_check_off_does_it_with_the_same_command(served: Desk) -> None:
+    served.run.google.fail("UpdateService", status=403, skip=4)
+    with pytest.raises(ReleaseError, match="was released and serves, but step 'promote' failed"):
+        served.release(2, **OPENED)
+    assert not served.run.only().invoker_iam_disabled
+    served.release(2, **OPENED)
+    assert served.run.only().invoker_iam_disabled
+    assert served.serving() == {served.model(2): 100}
+    assert len(served.run.revisions) == 2
+    assert served.release(2, **OPENED).outcome == "already serving"
+    assert served.rollback().champion.model_id == served.model(1)
 
 
 def test_a_service_that_is_not_there_cannot_be_opened(cloud: Desk) -> None:
