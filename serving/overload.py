@@ -1,7 +1,7 @@
 """Room for requests that are under way: beyond it they are turned away at once, so that nobody waits for seconds.
 
-A request that arrives whole is answered in the same moment and needs none. Room is for those whose body is still coming,
-which hold memory for as long as their sender takes, and for those of many states, which wait for their turn.
+A request that arrives whole is answered in the same moment and needs none. Room is for those whose body is still
+coming, which hold memory for as long as their sender takes, and for those of many states, which wait for their turn.
 """
 
 from __future__ import annotations
