@@ -217,7 +217,8 @@ def disk_trouble(error: OSError, place: str = "") -> str:
     """Where this machine's disk failed (``place``, or what ``error`` says), how, and what to do about it."""
     where = place or error.filename
     remedy = "free some space" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "check the folder"
-    return f"{where}: {error.strerror}: {remedy}" if where else f"{error.strerror or error}: {remedy}"
+    how = error.strerror or str(error)
+    return f"{where}: {how}: {remedy}" if where else f"{how}: {remedy}"
 
 
 def copy_in(folder: str, destination: Path, names: Iterable[str]) -> None:
