@@ -10,6 +10,7 @@ __all__ = [
     "BUCKET",
     "ME",
     "MODELS",
+    "OPEN",
     "PROJECT",
     "RELEASE",
     "SERVICE",
@@ -39,6 +40,8 @@ SERVICE: Final = {
     # The smoke test and the canary ask the new revision as anybody would.
     "roles/run.invoker": {"roles/run.admin"},
 }
+#: Beside them, to switch IAM's check of callers off.
+OPEN: Final = {"roles/run.admin": {"roles/owner"}}
 BUCKET: Final = {"roles/storage.objectUser": {"roles/storage.objectAdmin", "roles/storage.admin"}}
 #: What the account of the service needs on the bucket: it may be granted for models/ and channels/ alone.
 MODELS: Final = {

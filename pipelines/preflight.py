@@ -296,7 +296,8 @@ class _Project:
     def _may_release(self, pipeline: str, project: Mapping[str, Any]) -> Iterator[Missing]:
         """``project`` is the project's policy: what it grants holds on every service, on one that is not there too."""
         cloud, member = self._cloud, grants.member(pipeline)
-        lacking = {role: grants.SERVICE[role] for role in grants.lacking(project, member, grants.SERVICE)}
+        wanted = grants.SERVICE | (grants.OPEN if cloud.allow_unauthenticated else {})
+        lacking = {role: wanted[role] for role in grants.lacking(project, member, wanted)}
         at = f"{cloud.endpoints.run or 'https://run.googleapis.com'}/v2/{cloud.parent}/services/{cloud.service}"
         where = f"--region={cloud.region} --project={cloud.project}"
         try:
@@ -308,11 +309,20 @@ class _Project:
                 f"--service-account={cloud.serving_service_account} {where}",
             )
             return
-        for role in grants.lacking(policy, member, lacking):
+        found = grants.lacking(policy, member, lacking)
+        if not grants.OPEN.keys().isdisjoint(found) and self._is_open(at, policy):
+            found = [role for role in found if role not in grants.OPEN]
+        for role in found:
             yield Missing(
                 f"{pipeline} has not {role} on the Cloud Run service {cloud.service}",
                 f"gcloud run services add-iam-policy-binding {cloud.service} --member={member} --role={role} {where}",
             )
+
+    def _is_open(self, at: str, policy: Mapping[str, Any]) -> bool:
+        """Whether IAM asks no caller of the service as it is, and so need not be told."""
+        if any("allUsers" in binding.get("members", []) for binding in policy.get("bindings", [])):
+            return True
+        return bool(self._ask("see the service", "GET", at).get("invokerIamDisabled"))
 
     @property
     def _iam(self) -> str:

@@ -284,9 +284,10 @@ def releasing(here: World) -> Iterator[World]:
         run.front.close()
 
 
-def released_by(here: World) -> list[tuple[str, str]]:
+def released_by(here: World, **changes: object) -> list[tuple[str, str]]:
     assert here.run is not None
-    return asked_of(here, service="himari-dev", endpoints=dataclasses.replace(here.cloud.endpoints, run=here.run.url))
+    endpoints = dataclasses.replace(here.cloud.endpoints, run=here.run.url)
+    return asked_of(here, service="himari-dev", endpoints=endpoints, **changes)
 
 
 def test_who_may_release_is_missing_nothing(releasing):
@@ -302,6 +303,21 @@ def test_a_role_on_the_service_that_is_missing_has_its_command(releasing, role):
     ]
     releasing.project.roles["roles/run.admin"] = RELEASER
     assert released_by(releasing) == [], "what holds in the project holds on the service"
+
+
+def test_a_service_that_iam_is_to_leave_to_its_server_needs_who_may_say_so(releasing):
+    opened = {"allow_unauthenticated": True, "id_token_emails": "desk@x.example"}
+    ((what, fix),) = released_by(releasing, **opened)
+    assert what == f"{PIPELINE} has not roles/run.admin on the Cloud Run service himari-dev"
+    assert f"--member=serviceAccount:{PIPELINE} --role=roles/run.admin" in fix
+    for service, policy in (({"invoker_iam_disabled": True}, {}), ({}, {"roles/run.invoker": {*RELEASER, "allUsers"}})):
+        releasing.run.services[SERVICE_NAME] = run_v2.Service(name=SERVICE_NAME, **service)
+        with pytest.MonkeyPatch.context() as patch:
+            for role, members in policy.items():
+                patch.setitem(releasing.run.policies[SERVICE_NAME], role, members)
+            assert released_by(releasing, **opened) == [], "it has been said"
+    releasing.run.policies[SERVICE_NAME] = {"roles/run.admin": RELEASER}
+    assert released_by(releasing, **opened) == []
 
 
 def test_the_canary_needs_to_read_the_metrics(releasing):
