@@ -271,7 +271,7 @@ def test_a_failed_local_write_keeps_the_old_content_and_no_rubbish(
     with pytest.raises(OSError, match="No space left") as failure:
         storage.write_bytes(str(target), b"new")
     assert storage.disk_trouble(failure.value) == f"{target}: No space left on device: free some space"
-    assert storage.disk_trouble(OSError("a library's own words"), "a/b") == "a/b: a library's own words: check the folder"
+    assert storage.disk_trouble(OSError("a library's words"), "a/b") == "a/b: a library's words: check the folder"
     assert target.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
