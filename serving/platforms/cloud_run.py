@@ -278,7 +278,7 @@ class CloudRun:
     def _require_welcome(self, service: run_v2.Service | None, made: run_v2.Revision | None) -> None:
         """Raise where the server of ``made`` takes other accounts' tokens and not ours: it could prove nothing."""
         welcome = accounts(made) if made else []
-        if service and made and welcome and (ours := self._tokens(service.uri).account()) not in welcome:
+        if service and made and welcome and (ours := self._tokens(service.uri).account().lower()) not in welcome:
             raise ReleaseError(
                 f"{short(made.name)} answers {', '.join(welcome)} and not {ours}: run the same command as one of them"
             )

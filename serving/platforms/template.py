@@ -191,9 +191,9 @@ def checks_callers(revision: run_v2.Revision | run_v2.RevisionTemplate) -> bool:
 
 
 def accounts(revision: run_v2.Revision) -> list[str]:
-    """Whose ID tokens its server takes; none where it does not ask."""
+    """Whose ID tokens its server takes, in lower case, as it compares them; none where it does not ask."""
     values = [each.value for container in revision.containers for each in container.env if each.name == _EMAILS]
-    return ",".join(values).split(",") if any(values) else []
+    return ",".join(values).lower().split(",") if any(values) else []
 
 
 def _keys(secret: str) -> run_v2.Volume:

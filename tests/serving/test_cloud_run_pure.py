@@ -91,7 +91,7 @@ def test_who_asks_callers() -> None:
     def revision(target: Target) -> run_v2.Revision:
         return run_v2.Revision(containers=template(target, audience="https://x").containers)
 
-    opened = revision(replace(TARGET, allow_unauthenticated=True, id_token_emails="a@x.example,b@x.example"))
+    opened = revision(replace(TARGET, allow_unauthenticated=True, id_token_emails="A@x.example,b@x.example"))
     assert (checks_callers(revision(TARGET)), accounts(revision(TARGET))) == (False, [])
     assert (checks_callers(opened), accounts(opened)) == (True, ["a@x.example", "b@x.example"])
     assert not checks_callers(run_v2.Revision(containers=[run_v2.Container(image="hello")]))
