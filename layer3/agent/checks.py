@@ -13,7 +13,7 @@ from layer3 import contract, machine
 from layer3.agent.bars import Bars
 from layer3.agent.networks import weights_size
 from layer3.agent.ppo import PPOConfig, Progress
-from layer3.agent.share import CHUNK
+from layer3.agent.share import chunks_of
 from layer3.agent.team import EXPLORATION, Fold
 from layer3.errors import ConfigurationError, NothingToLearnError, TrainingError
 
@@ -31,18 +31,18 @@ def memory_needed(
 
     On a GPU all policies are one piece of work, on a CPU ``workers`` pieces of a few are under way at once.
     """
-    size = CHUNK if device == "cpu" else policies
-    chunk, workers = min(policies, size), workers if device == "cpu" else 1
+    chunks, workers = (chunks_of(policies), workers) if device == "cpu" else ([slice(0, policies)], 1)
+    largest = max(chunk.stop - chunk.start for chunk in chunks)
     weights = weights_size(config.hidden, 2) + weights_size(config.hidden, 1)
     number, long = 4, 8
     samples = config.samples * (number * (contract.STATE_DIM + 6) + long * (3 + 2 * config.epochs))
     walking = config.environments * (3 * number * config.hidden + 60 * long)
     own = weights * 4 * number + samples + walking + config.updates * len(fields(Progress)) * long
     # Each worker may hold the end of one environment's policies and the beginning of another's.
-    teams = min(workers, -(-policies // size)) + markets - 1
+    teams = min(workers, len(chunks)) + markets - 1
     market = bars * (number * contract.STATE_DIM + 5 * long)
     # Each worker's activations, what passes through while it works, and the exploration before it.
-    working = chunk * config.batch * number * (6 * config.hidden + 6 * contract.STATE_DIM)
+    working = largest * config.batch * number * (6 * config.hidden + 6 * contract.STATE_DIM)
     exploring = policies * EXPLORATION * config.environments * 3 * long
     # What the allocator keeps between.
     return int(1.25 * (policies * own + teams * market + exploring + workers * working))

@@ -33,7 +33,7 @@ from layer3.agent.crew import Crew
 from layer3.agent.environment import EnvironmentConfig
 from layer3.agent.networks import single_threaded, weights_of
 from layer3.agent.ppo import PPOConfig, Progress
-from layer3.agent.share import CHUNK, FIGURES, Share, Walk, assign, blank_board, walked
+from layer3.agent.share import FIGURES, Share, Walk, assign, blank_board, chunks_of, walked
 from layer3.agent.team import Fold, Member
 from layer3.errors import TrainingError
 
@@ -181,8 +181,7 @@ class _Population:
         self._curves = np.zeros((config.updates, count, len(_FIGURES)))
         self.update = 0
         self._board = blank_board(members, device)
-        size = CHUNK if device.type == "cpu" else count
-        chunks = [slice(first, min(first + size, count)) for first in range(0, count, size)]
+        chunks = chunks_of(count) if device.type == "cpu" else [slice(0, count)]
         halves = assign(chunks, workers)
         walks = self._resume([walked(own) for own in halves])
         self._seconds = float(self._curves[self.update - 1, 0, _FIGURES.index("seconds")]) if self.update else 0.0

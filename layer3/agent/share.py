@@ -20,10 +20,10 @@ from layer3.agent.networks import Adam, Network, initial_weights
 from layer3.agent.ppo import Columns, Experience, PPOConfig
 from layer3.agent.team import Member, Team
 
-__all__ = ["CHUNK", "FIGURES", "Board", "Half", "Share", "Walk", "assign", "blank_board", "walked"]
+__all__ = ["FIGURES", "Board", "Half", "Share", "Walk", "assign", "blank_board", "chunks_of", "walked"]
 
-#: Policies that one worker improves together: enough to share the calls' cost, few enough for the cache.
-CHUNK: Final = 4
+#: Most policies that are improved together: enough to share the calls' cost, few enough for the cache.
+_CHUNK: Final = 4
 #: What the columns of ``Board.figures`` are.
 FIGURES = ("explained_variance", "kl", "clip_fraction", "gradient", "entropy")
 #: One network's half of the update of the policies of a chunk.
@@ -115,6 +115,15 @@ def pieces_of(team: slice, chunks: Sequence[slice]) -> list[slice]:
     """
     met = [slice(max(team.start, chunk.start), min(team.stop, chunk.stop)) for chunk in chunks]
     return [piece for piece in met if piece.start < piece.stop]
+
+
+def chunks_of(count: int) -> list[slice]:
+    """``count`` policies as even chunks of at most four, two at least where there are two policies.
+
+    How many workers there are is not asked: a policy's last digits depend on whose products are made with its own.
+    """
+    number = min(max(-(-count // _CHUNK), 2), count)
+    return [slice(k * count // number, (k + 1) * count // number) for k in range(number)]
 
 
 def assign(chunks: Sequence[slice], workers: int) -> list[list[Half]]:

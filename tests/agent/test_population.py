@@ -279,8 +279,9 @@ def test_numbers_that_are_not_finite_stop_it_and_name_the_last_good_checkpoint(
     def poison(self: Network, x: Any, slope: Any, gradient: Any) -> None:
         backward(self, x, slope, gradient)
         calls.append(1)
-        # 2 policies' actors and critics: 4 gradients for each of 2 batches, 2 epochs; the sixth update begins here.
-        if len(calls) > 5 * 8:
+        # One policy after the other, actor and critic: a gradient for each of 2 batches, 2 epochs. In the sixth update
+        # the second policy's turn begins here.
+        if len(calls) > 5 * 16 + 8:
             gradient[-1] = torch.nan
 
     monkeypatch.setattr(Network, "backward", poison)

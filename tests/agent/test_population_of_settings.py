@@ -16,7 +16,7 @@ from layer3.agent.bars import Bars
 from layer3.agent.environment import EnvironmentConfig
 from layer3.agent.networks import Network
 from layer3.agent.population import Report, Settings, Trained, train
-from layer3.agent.share import pieces_of, teams_of
+from layer3.agent.share import chunks_of, pieces_of, teams_of
 from layer3.agent.team import Member
 from layer3.errors import TrainingError
 from tests.agent.populations import SHORT, TINY, WINDOW, differences, same
@@ -114,6 +114,16 @@ def test_teams_are_the_neighbours_of_one_environment() -> None:
     assert list(teams_of(slice(1, 3), members)) == [slice(1, 2), slice(2, 3)]
 
 
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [(1, [1]), (2, [1, 1]), (4, [2, 2]), (5, [2, 3]), (8, [4, 4]), (9, [3, 3, 3]), (16, [4] * 4)],
+)
+def test_chunks_are_even(count: int, sizes: list[int]) -> None:
+    chunks = chunks_of(count)
+    assert [chunk.stop - chunk.start for chunk in chunks] == sizes
+    assert [place for chunk in chunks for place in range(count)[chunk]] == list(range(count))
+
+
 def test_a_team_is_cut_where_the_population_is() -> None:
     chunks = [slice(0, 4), slice(4, 8), slice(8, 9)]
     assert pieces_of(slice(0, 9), chunks) == chunks
@@ -161,11 +171,14 @@ def test_nor_where_calls_are_so_small_that_their_last_digit_depends_on_who_share
 
 
 def test_numbers_that_are_not_finite_name_the_setting(bars: Bars, monkeypatch: pytest.MonkeyPatch) -> None:
-    backward = Network.backward
+    backward, calls = Network.backward, []
 
     def poison(self: Network, x: Any, slope: Any, gradient: Any) -> None:
         backward(self, x, slope, gradient)
-        gradient[-1] = torch.nan
+        calls.append(1)
+        # One setting after the other, actor and critic: a gradient for each of 2 batches, 2 epochs.
+        if len(calls) > 8:
+            gradient[-1] = torch.nan
 
     monkeypatch.setattr(Network, "backward", poison)
     settings = [TINY, changed(TINY, learning_rate=3e-3)]
