@@ -29,11 +29,10 @@ def bounded_log_sd(raw: Tensor) -> Tensor:
 
 @cache
 def _quadrature(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Each node beside a one (16, 2), and each one's weight, alone and times the node (2, 16)."""
+    """Nodes (16,), and each one's weight, alone and times the node (16, 2)."""
     nodes, weights = (torch.as_tensor(part) for part in _NODES)
     weights = weights / math.sqrt(2.0 * math.pi)
-    beside = torch.stack((torch.ones_like(nodes), nodes), dim=1)
-    return beside.to(device, dtype), torch.stack((weights, weights * nodes)).to(device, dtype)
+    return nodes.to(device, dtype), torch.stack((weights, weights * nodes), dim=1).to(device, dtype)
 
 
 def entropy(mean: Tensor, log_sd: Tensor) -> Tensor:
@@ -42,14 +41,14 @@ def entropy(mean: Tensor, log_sd: Tensor) -> Tensor:
     ``H(u) + E log |d action / d u|``, the expectation by Gauss-Hermite quadrature with 16 nodes.
     """
     nodes, weights = _quadrature(mean.dtype, mean.device)
-    u = torch.stack((mean, torch.exp(log_sd)), dim=-1) @ nodes.mT
+    u = mean.unsqueeze(-1) + torch.exp(log_sd).unsqueeze(-1) * nodes
     stretch = torch.nn.functional.logsigmoid(u) + torch.nn.functional.logsigmoid(-u)
-    return log_sd + 0.5 * math.log(2.0 * math.pi * math.e) + math.log(2.0) + stretch @ weights[0]
+    return log_sd + 0.5 * math.log(2.0 * math.pi * math.e) + math.log(2.0) + stretch @ weights[:, 0]
 
 
 def entropy_slopes(mean: Tensor, sd: Tensor) -> Tensor:
-    """By mean and log s (C, B) each, (C, 2, B): 1 - 2 E sigmoid(u) and 1 - 2 s E[n sigmoid(u)] over u = mean + s n."""
+    """By mean and log s, (C, B, 2): 1 - 2 E sigmoid(u) and 1 - 2 s E[n sigmoid(u)] over u = mean + s n."""
     nodes, weights = _quadrature(mean.dtype, mean.device)
-    slopes = weights @ (nodes @ torch.stack((mean, sd), dim=1)).sigmoid_()
-    slopes[:, 1].mul_(sd)
+    slopes = torch.addcmul(mean.unsqueeze(-1), sd.unsqueeze(-1), nodes).sigmoid_() @ weights
+    slopes[..., 1].mul_(sd)
     return slopes.mul_(-2.0).add_(1.0)

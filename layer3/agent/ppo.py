@@ -309,13 +309,12 @@ def actor_slope(
     # Not a product with what is within: beyond the clip a ratio may have overflowed.
     by_density = torch.where(beyond * advantages <= 0.0, ratio * advantages, 0.0)
     slope = entropy_slopes(mean, sd).mul_(columns.entropy.unsqueeze(-1))
-    by_mean, by_log_sd = slope.unbind(1)
-    by_mean.addcmul_(by_density, z.mul_(inverse))
-    by_log_sd.addcmul_(by_density, square.sub_(1.0))
+    slope[..., 0].addcmul_(by_density, z.mul_(inverse))
+    slope[..., 1].addcmul_(by_density, square.sub_(1.0))
     slope.mul_(-1.0 / outputs.shape[1])
     # Beyond its bounds a log standard deviation may come back, but go no further: with no slope at all it would stay.
-    by_log_sd.masked_fill_((raw - log_sd).mul_(by_log_sd) < 0.0, 0.0)
-    return slope.mT, (ratio - 1.0).sub_(log_ratio).mean(1), (beyond != 0.0).float().mean(1)
+    slope[..., 1].masked_fill_((raw - log_sd).mul_(slope[..., 1]) < 0.0, 0.0)
+    return slope, (ratio - 1.0).sub_(log_ratio).mean(1), (beyond != 0.0).float().mean(1)
 
 
 def improve_actor(
