@@ -42,11 +42,7 @@ def memory_needed(
     teams = min(workers, len(chunks)) + markets - 1
     market = bars * (number * contract.STATE_DIM + 5 * long)
     # Each worker's activations, what passes through while it works, and the exploration before it.
-<<<<<<< HEAD
-    working = largest * config.batch * number * (6 * config.hidden + 6 * contract.STATE_DIM)
-=======
-    working = chunk * config.batch * number * (8 * config.hidden + 6 * contract.STATE_DIM)
->>>>>>> parent of cc6e807 (Training in less time: one buffer less, outputs row by row, the nodes of the entropy by a product)
+    working = largest * config.batch * number * (8 * config.hidden + 6 * contract.STATE_DIM)
     exploring = policies * EXPLORATION * config.environments * 3 * long
     # What the allocator keeps between.
     return int(1.25 * (policies * own + teams * market + exploring + workers * working))
@@ -73,15 +69,16 @@ def checked_workers(
     if not all(folds):
         raise ConfigurationError("a fold of no windows: there is nothing to train on")
     for seed in seeds:
-        if not 0 <= seed < 2**32:
-            raise ConfigurationError(f"seed is {seed}, expected an integer in [0, 2^32)")
+        # A bool is an int too, and torch wants no number of numpy's.
+        if type(seed) is not int or not 0 <= seed < 2**32:
+            raise ConfigurationError(f"seed is {seed!r}, expected an int in [0, 2^32)")
     if device not in {"cpu", "cuda"}:
         raise ConfigurationError(f"device is {device!r}, expected cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError("device cuda is not there: torch finds no GPU, or is its CPU build; use device cpu")
     count = machine.cores() if workers is None else workers
-    if count < 1:
-        raise ConfigurationError(f"workers is {workers}, expected at least 1")
+    if not isinstance(count, int) or count < 1:
+        raise ConfigurationError(f"workers is {workers}, expected a whole number of at least 1")
     if checkpoint is not None and len(settings) > 1:
         raise ConfigurationError(f"{len(settings)} settings share no checkpoint: train them one after another")
     if checkpoint_every < 1:
@@ -105,20 +102,25 @@ def check_learnable(bars: Bars, window: range) -> None:
 
     Raises
     ------
-    TrainingError : it does not lie within the history, or holds numbers that are not finite
+    TrainingError : it is empty, does not lie within the history, or holds a number that is not finite or a
+        price that is not positive
     NothingToLearnError : its price is constant, or nothing in it is traded
     """
     part = slice(window.start, window.stop)
-    if not 0 <= window.start <= window.stop <= len(bars) or window.step != 1:
-        raise TrainingError(f"a fold of {window} does not lie within the {len(bars):,} bars of the history")
+    if not 0 <= window.start < window.stop <= len(bars) or window.step != 1:
+        raise TrainingError(
+            f"a fold of {window} holds no bars, or does not lie within the {len(bars):,} bars of the history"
+        )
     for entry in fields(Bars):
-        bad = np.flatnonzero(~np.isfinite(getattr(bars, entry.name)[part]))
+        values = getattr(bars, entry.name)[part]
+        price = entry.name in {"open", "close"}
+        bad = np.flatnonzero(~np.isfinite(values) | (price & (values <= 0)))
         if bad.size:
             raise TrainingError(
-                f"{entry.name} at bar {window.start + bad[0]} is {getattr(bars, entry.name)[part][bad[0]]}, "
-                "which is not finite: prepare the data again with ingest"
+                f"{entry.name} at bar {window.start + bad[0]} is {values[bad[0]]}, which is "
+                f"{'no price' if price else 'not finite'}: prepare the data again with ingest"
             )
-    if len(window) and np.ptp(bars.open[part]) == 0.0:
+    if np.ptp(bars.open[part]) == 0.0:
         raise NothingToLearnError(
             f"the price is {bars.open[window.start]} on all {len(window):,} bars of the training period: "
             "there is nothing to learn from a constant price; check the data"
