@@ -1,4 +1,4 @@
-"""A store with a champion, a candidate beside it, and a server over one small random policy."""
+"""A store with a champion, a candidate beside it, a server over one small random policy, and a Cloud Run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from serving import source
 from serving.channels import publish
 from serving.models import store_policy
 from tests.fakes.gcs import FakeGcs
+from tests.serving.cloud import Desk, Ground, ground
 from tests.serving.support import Client, make_policy, serve
 
 
@@ -65,3 +66,22 @@ def gcs() -> Iterator[FakeGcs]:
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server's reader of buckets tries again at once."""
     monkeypatch.setattr(source, "_PAUSES", (0.0, 0.0, 0.0))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    """A bucket and a Cloud Run, started once for a module's tests."""
+    with ground(tmp_path_factory.mktemp("cloud")) as found:
+        yield found
+
+
+@pytest.fixture
+def cloud(base: Ground, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """With nothing released yet."""
+    return base.desk(monkeypatch.setenv, served=False)
+
+
+@pytest.fixture
+def served(base: Ground, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """With the model of seed 1 in service."""
+    return base.desk(monkeypatch.setenv, served=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,18 +12,7 @@ from layer3.errors import ConfigurationError, ReleaseError
 from serving.canary import Limits
 from serving.platforms.connect import connect
 from serving.release import release
-from tests.serving.cloud import CANARY, IMAGE, SERVICE, STEPS, STORE, Desk, Ground, ground, refused
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with ground(tmp_path_factory.mktemp("cloud")) as found:
-        yield found
-
-
-@pytest.fixture
-def cloud(base: Ground, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    return base.desk(monkeypatch.setenv, served=False)
+from tests.serving.cloud import CANARY, IMAGE, SERVICE, STEPS, STORE, Desk, refused
 
 
 @pytest.fixture
@@ -32,12 +20,6 @@ def watched(served: Desk) -> Desk:
     """With the real watch over canaries."""
     served.watcher = None
     return served
-
-
-@pytest.fixture
-def served(base: Ground, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    """With the model of seed 1 in service."""
-    return base.desk(monkeypatch.setenv, served=True)
 
 
 def wrong(_revision: str, percent: int, path: str, status: int, body: bytes) -> tuple[int, bytes]:

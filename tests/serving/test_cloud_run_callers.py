@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import time
-from collections.abc import Iterator
 
 import pytest
 from google.cloud import run_v2
@@ -13,28 +12,11 @@ from google.cloud import run_v2
 from layer3.errors import ReleaseError
 from tests.fakes import issuer
 from tests.fakes.servers import wait_for
-from tests.serving.cloud import SERVICE, Desk, Ground, ground, refused
+from tests.serving.cloud import SERVICE, Desk, refused
 from tests.serving.support import NEUTRAL
 
 KEY = "the-desks-own-key-0123456789"
 OPENED: dict[str, object] = {"allow_unauthenticated": True, "id_token_emails": issuer.EMAIL}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with ground(tmp_path_factory.mktemp("cloud")) as found:
-        yield found
-
-
-@pytest.fixture
-def cloud(base: Ground, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    return base.desk(monkeypatch.setenv, served=False)
-
-
-@pytest.fixture
-def served(base: Ground, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    """With the model of seed 1 in service."""
-    return base.desk(monkeypatch.setenv, served=True)
 
 
 def ask(cloud: Desk, path: str, authorization: bytes | None, **more: str) -> int:

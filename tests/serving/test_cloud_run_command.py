@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,18 +11,7 @@ import yaml
 
 from serving import release as module
 from serving.release import main
-from tests.serving.cloud import IMAGE, STORE, Desk, Ground, ground
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with ground(tmp_path_factory.mktemp("cloud")) as found:
-        yield found
-
-
-@pytest.fixture
-def cloud(base: Ground, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    return base.desk(monkeypatch.setenv, served=False)
+from tests.serving.cloud import IMAGE, STORE, Desk
 
 
 @pytest.fixture

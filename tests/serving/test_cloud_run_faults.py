@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
@@ -17,7 +17,7 @@ from layer3.champion import Channel, read
 from layer3.errors import HimariError, ReleaseError
 from serving.platforms.run_api import RunApi, retry_after
 from serving.platforms.watch import Monitoring
-from tests.serving.cloud import CANARY, IMAGE, STEPS, STORE, Desk, Ground, ground
+from tests.serving.cloud import CANARY, IMAGE, STEPS, STORE, Desk, Ground
 from tests.serving.support import ROOT
 
 CALLS = [
@@ -32,23 +32,11 @@ CALLS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with ground(tmp_path_factory.mktemp("cloud")) as found:
-        yield found
-
-
 @pytest.fixture
-def cloud(base: Ground, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    return base.desk(monkeypatch.setenv, served=False)
-
-
-@pytest.fixture
-def served(base: Ground, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    """With the model of seed 1 in service."""
-    desk = base.desk(monkeypatch.setenv, served=True)
-    desk.watcher = desk.glance
-    return desk
+def served(served: Desk) -> Desk:
+    """As everywhere, but that each canary is looked at once."""
+    served.watcher = served.glance
+    return served
 
 
 class Killed(BaseException):
