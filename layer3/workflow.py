@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from layer3 import contract, storage, trials
 from layer3.agent.bars import Bars, load_bars, prepare, save_bars
@@ -144,45 +145,82 @@ def fit(
     if not 1 <= members <= MAX_MEMBERS:
         raise ConfigurationError(f"members is {members}, expected 1 to {MAX_MEMBERS} policies in an ensemble")
     bars, info = load_bars(features_path)
-    splits = splits_of(bars)
-    settings = Settings(PPOConfig(steps=steps))
-    seeds = range(seed, seed + members)
+    task = _Task(bars, info, splits_of(bars), Settings(PPOConfig(steps=steps)), range(seed, seed + members))
     checkpoint = None
     if store is not None:
-        checkpoint = checkpoint_address(store, info, [seed, members, asdict(settings), device])
+        checkpoint = checkpoint_address(store, info, [seed, members, asdict(task.settings), device])
     try:
         trained = train(
             bars,
-            seeds=seeds,
-            folds=[splits.train],
-            settings=[settings],
+            seeds=task.seeds,
+            folds=[task.splits.train],
+            settings=[task.settings],
             device=device,
             checkpoint=checkpoint,
             on_progress=on_progress,
         )
     except NothingToLearnError as error:
         # A finding for the verdict, not a failure of the workflow.
-        details = _details(bars, info, splits, settings, seed, {"steps": 0.0}) | {"refusal": str(error)}
-        return Fitted(_untrained(folder, bars, splits, details), {"steps": 0.0}, (), str(error))
+        return _untrained(folder, task, str(error))
     draft = Policy(stack([member.tensors for member in trained]), {})
-    metrics, own, returns = _measured(bars, splits, draft, trained)
+    metrics, own, returns = _measured(bars, task.splits, draft, trained)
     if store is not None:
-        trials.record(
-            store,
-            kind="run",
-            data=trials.Data.of(info),
-            seeds=list(seeds),
-            folds=[{info["data_sha256"]: [splits.train]}],
-            settings=[asdict(settings)],
-            scores={trials.VALIDATION_SHARPE: own},
-            code_version=source_sha256()[:12],
-            now=now or datetime.now(UTC),
-            returns=returns,
-        )
-        metrics["trials"] = float(trials.count(store, info["data_sha256"]))
-    details = _details(bars, info, splits, settings, seed, metrics)
+        metrics["trials"] = float(_tried(store, task, own, returns, now or datetime.now(UTC)))
+    policy = _saved(folder, draft, _details(task, metrics), trained[0].states, checkpoint)
+    return Fitted(policy, metrics, trained)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is trained: the members of one policy, by their seeds, on the training part of one history."""
+
+    bars: Bars
+    info: Mapping[str, Any]
+    splits: Splits
+    settings: Settings
+    seeds: range
+
+
+def _untrained(folder: Path, task: _Task, refusal: str) -> Fitted:
+    """A policy that answers 1 whatever it sees: what there is where nothing could be learnt."""
+    d, wide = contract.STATE_DIM, 1
+    shapes = {"mean": (d,), "w1": (d, wide), "b1": (wide,), "w2": (wide, wide), "b2": (wide,), "w3": (wide, 2)}
+    tensors = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
+    tensors |= {"std": np.ones(d, dtype=np.float32), "b3": np.zeros(2, dtype=np.float32)}
+    part = task.splits.train
+    seen = Account(task.bars, 1, EnvironmentConfig()).flat_states[part.start : part.stop]
+    metrics = {"steps": 0.0}
+    details = _details(task, metrics) | {"refusal": refusal}
+    policy = save_policy(folder, stack([tensors]), details, seen[: 4 * GOLDEN_PAIRS])
+    return Fitted(policy, metrics, (), refusal)
+
+
+def _tried(
+    store: str, task: _Task, scores: Sequence[float | None], returns: trials.Returns | None, now: datetime
+) -> int:
+    """Write the training down as tried, and say how many trials of its data there are with it."""
+    data = task.info["data_sha256"]
+    trials.record(
+        store,
+        kind="run",
+        data=trials.Data.of(task.info),
+        seeds=list(task.seeds),
+        folds=[{data: [task.splits.train]}],
+        settings=[asdict(task.settings)],
+        scores={trials.VALIDATION_SHARPE: scores},
+        code_version=source_sha256()[:12],
+        now=now,
+        returns=returns,
+    )
+    return trials.count(store, data)
+
+
+def _saved(
+    folder: Path, draft: Policy, details: Mapping[str, Any], states: NDArray[np.float32], checkpoint: str | None
+) -> Policy:
+    """The policy in ``folder``, from where on its checkpoint is not needed any more."""
     try:
-        policy = save_policy(folder, draft.tensors, details, trained[0].states)
+        policy = save_policy(folder, draft.tensors, details, states)
     except OSError as error:
         kept = f"; the finished training is {checkpoint}" if checkpoint else ""
         raise TrainingError(
@@ -190,17 +228,7 @@ def fit(
         ) from error
     if checkpoint is not None:
         storage.remove(checkpoint)
-    return Fitted(policy, metrics, trained)
-
-
-def _untrained(folder: Path, bars: Bars, splits: Splits, details: Mapping[str, Any]) -> Policy:
-    """A policy that answers 1 whatever it sees: what there is where nothing could be learnt."""
-    d, wide = contract.STATE_DIM, 1
-    shapes = {"mean": (d,), "w1": (d, wide), "b1": (wide,), "w2": (wide, wide), "b2": (wide,), "w3": (wide, 2)}
-    tensors = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
-    tensors |= {"std": np.ones(d, dtype=np.float32), "b3": np.zeros(2, dtype=np.float32)}
-    seen = Account(bars, 1, EnvironmentConfig()).flat_states[splits.train.start : splits.train.stop]
-    return save_policy(folder, stack([tensors]), details, seen[: 4 * GOLDEN_PAIRS])
+    return policy
 
 
 def checkpoint_address(store: str, info: Mapping[str, Any], training: Sequence[Any]) -> str:
@@ -240,10 +268,9 @@ def _measured(
     return metrics, [figures[name]["sharpe"] for name in alone], returns
 
 
-def _details(
-    bars: Bars, info: Mapping[str, Any], splits: Splits, settings: Settings, seed: int, metrics: Mapping[str, float]
-) -> dict[str, Any]:
+def _details(task: _Task, metrics: Mapping[str, float]) -> dict[str, Any]:
     """What the manifest says of how the policy came to be."""
+    bars, info, part = task.bars, task.info, task.splits.train
     return {
         "symbol": info["symbol"],
         "synthetic": info["synthetic"],
@@ -251,14 +278,14 @@ def _details(
             "source": info["source"],
             "sha256": info["data_sha256"],
             "sizing_sha256": info["sizing_sha256"],
-            "start": _time(bars, splits.train.start),
-            "end": _time(bars, splits.train.stop - 1),
+            "start": _time(bars, part.start),
+            "end": _time(bars, part.stop - 1),
             "interval_seconds": bars.interval_seconds,
         },
-        "seed": seed,
+        "seed": task.seeds.start,
         "code_version": source_sha256()[:12],
-        "training": asdict(settings.ppo),
-        "environment": asdict(settings.environment),
+        "training": asdict(task.settings.ppo),
+        "environment": asdict(task.settings.environment),
         "metrics": metrics,
     }
 
