@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +13,18 @@ from google.cloud import aiplatform_v1 as v1
 from google.protobuf import json_format
 from kfp import dsl
 
-import compile as compiler
 from components.ingest import ingest
-from layer3.errors import ConfigurationError, RefusedError, SourceError
 from layer3.market.simulator import MarketSpec, simulate
 from pipelines import schedule
 from pipelines.labels import run_labels
 from pipelines.provenance import provenance
-from pipelines.schedule import Scheduler, on_schedule
+from pipelines.schedule import on_schedule
 from pipelines.submit import Request
 from pipelines.training import NAME
-from tests.fakes.cloud import COMPONENTS, World, world
+from tests.fakes.cloud import World
+from tests.pipelines.schedules import CRON, there
 
 ROOT = Path(__file__).resolve().parents[2]
-CRON = "TZ=Etc/UTC 0 6 * * 1"
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path, *_ = compiler.compile_pipelines(tmp_path_factory.mktemp("build"), COMPONENTS, custom_job=True)
-    return path
-
-
-@pytest.fixture
-def cloud(tmp_path: Path, compiled: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    # The command sets it for the processes that it starts; it is taken back with the test.
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "")
-    with world(tmp_path / "world", compiled) as made:
-        yield made
 
 
 def put(cloud: World, *more: str, cron: str = CRON) -> int:
@@ -51,10 +34,6 @@ def put(cloud: World, *more: str, cron: str = CRON) -> int:
 
 def act(cloud: World, command: str) -> int:
     return schedule.main([command, "--cloud", str(cloud.file)])
-
-
-def there(cloud: World) -> list[v1.Schedule]:
-    return list(cloud.vertex.schedules.schedules.values())
 
 
 def job_of(one: v1.Schedule) -> dict[str, Any]:
@@ -190,43 +169,6 @@ def test_two_of_that_name_are_told_and_deleted_together(cloud: World, capsys: py
     assert len(there(cloud)) == 1
 
 
-def test_two_that_are_made_at_the_same_time_are_told_at_once(
-    cloud: World, request_: Request, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scheduler = Scheduler(cloud.cloud, sleep=pytest.fail)
-    made = scheduler._client.create_schedule
-    monkeypatch.setattr(scheduler._client, "create_schedule", lambda **said: (made(**said), made(**said))[1])
-    with pytest.raises(ConfigurationError, match="there are 2 schedules named himari-training"):
-        scheduler.put(request_, CRON)
-
-
-@pytest.mark.parametrize("call", ["update_schedule", "pause_schedule", "resume_schedule", "delete_schedule"])
-def test_one_that_is_deleted_while_it_is_looked_at(
-    cloud: World, request_: Request, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
-    scheduler = Scheduler(cloud.cloud, sleep=pytest.fail)
-    made, _ = scheduler.put(request_, CRON)
-    if call == "resume_schedule":
-        scheduler.pause()
-    asked = getattr(scheduler._client, call)
-
-    def deleted_first(**said: Any) -> Any:
-        cloud.vertex.schedules.schedules.clear()
-        return asked(**said)
-
-    monkeypatch.setattr(scheduler._client, call, deleted_first)
-    if call == "update_schedule":
-        anew, new = scheduler.put(request_, CRON)
-        assert new
-        assert [one.name for one in there(cloud)] == [anew.name]
-        assert anew.name != made.name
-    elif call == "delete_schedule":
-        assert made.name.rpartition("/")[2] in scheduler.delete()
-    else:
-        with pytest.raises(ConfigurationError, match="was deleted in between: `make schedule CRON="):
-            getattr(scheduler, call.partition("_")[0])()
-
-
 def test_one_that_has_come_to_its_end_is_not_changed(cloud: World, capsys: pytest.CaptureFixture[str]) -> None:
     put(cloud)
     there(cloud)[0].state = v1.Schedule.State.COMPLETED
@@ -268,83 +210,10 @@ def test_a_configuration_that_is_not_there_is_told(tmp_path: Path, command: str)
     assert schedule.main([command, "--cloud", str(tmp_path / "none.yaml")]) == 2
 
 
-# Faults, below the command line, so that no test waits.
-
-
-@pytest.fixture
-def request_(compiled: Path, cloud: World) -> Request:
-    spec = yaml.safe_load(compiled.read_text())
-    parameters = {"store": "gs://bucket", "data": "synthetic:default", "symbol": "SYNTH-USD", "data_version": ""}
-    return on_schedule(Request(spec, parameters, {"contract": "himari-state-1"}))
-
-
-FAULTS: list[dict[str, Any]] = [{"kind": "drop"}, {"kind": "lose"}, {"status": 503}, {"status": 429}]
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("name", ["ListSchedules", "CreateSchedule", "UpdateSchedule"])
-def test_a_call_that_got_no_answer_makes_no_second_schedule(
-    cloud: World, request_: Request, name: str, fault: dict[str, Any]
-) -> None:
-    scheduler = Scheduler(cloud.cloud, sleep=lambda seconds: None)
-    if name == "UpdateSchedule":
-        scheduler.put(request_, CRON)
-    cloud.vertex.fail(name, **fault)
-    made, _ = scheduler.put(request_, "0 8 * * *")
-    assert [one.name for one in there(cloud)] == [made.name]
-    assert made.cron == "0 8 * * *"
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("command", ["pause", "resume", "delete"])
-def test_no_answer_to_the_others_is_asked_again(
-    cloud: World, request_: Request, command: str, fault: dict[str, Any]
-) -> None:
-    scheduler = Scheduler(cloud.cloud, sleep=lambda seconds: None)
-    scheduler.put(request_, CRON)
-    if command == "resume":
-        scheduler.pause()
-    cloud.vertex.fail(f"{command.title()}Schedule", **fault)
-    getattr(scheduler, command)()
-    assert [one.state.name for one in there(cloud)] == {"pause": ["PAUSED"], "resume": ["ACTIVE"], "delete": []}[
-        command
-    ]
-
-
-def test_a_service_that_is_away_is_told_and_the_same_again_ends_the_job(cloud: World, request_: Request) -> None:
-    slept: list[float] = []
-    scheduler = Scheduler(cloud.cloud, sleep=slept.append)
-    cloud.vertex.fail("CreateSchedule", status=503, retry_after=3, times=4)
-    with pytest.raises(SourceError, match=r"did not answer in 4 attempts.*run the same again"):
-        scheduler.put(request_, CRON)
-    assert slept == [3.0, 3.0, 3.0]
-    assert there(cloud) == []
-    assert scheduler.put(request_, CRON)[1] is True
-    assert len(there(cloud)) == 1
-
-
-@pytest.mark.parametrize("name", ["ListSchedules", "CreateSchedule"])
-def test_a_refusal_names_the_role(cloud: World, request_: Request, name: str) -> None:
-    cloud.vertex.fail(name, status=403, message="Permission 'aiplatform.schedules.create' denied")
-    with pytest.raises(RefusedError, match=r"aiplatform\.schedules\.create' denied.*roles/aiplatform\.user"):
-        Scheduler(cloud.cloud, sleep=pytest.fail).put(request_, CRON)
-    assert there(cloud) == []
-
-
 def test_a_region_where_there_is_nothing_is_told(cloud: World, capsys: pytest.CaptureFixture[str]) -> None:
     cloud.vertex.fail("ListSchedules", status=404)
     assert act(cloud, "list") == 2
     assert "finds nothing at projects/himari-test/locations/us-central1" in capsys.readouterr().err
-
-
-def test_what_the_service_refuses_is_told_as_it_says(cloud: World, compiled: Path) -> None:
-    spec = yaml.safe_load(compiled.read_text())
-    scheduler = Scheduler(cloud.cloud, sleep=pytest.fail)
-    with pytest.raises(RefusedError, match="Invalid cron expression"):
-        scheduler.put(Request(spec, {"store": "gs://bucket"}, {}), "every monday")
-    with pytest.raises(RefusedError, match="Parameter sturdy is not an input"):
-        scheduler.put(Request(spec, {"store": "gs://bucket", "sturdy": "yes"}, {}), CRON)
-    assert there(cloud) == []
 
 
 def test_ingest_pins_the_newest_data_when_it_runs(tmp_path: Path) -> None:

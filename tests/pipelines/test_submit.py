@@ -23,20 +23,13 @@ from pipelines.labels import run_labels
 from pipelines.submit import Request, main, uploaded
 from serving.platforms.target import Target
 from serving.vertex import place_of
-from tests.fakes.cloud import COMPONENTS, SERVING, World, world
+from tests.fakes.cloud import SERVING, World, world
 from tests.fakes.google import label_problem
 from tests.test_makefile import AWKWARD, say
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW = datetime(2026, 9, 1, 6, tzinfo=UTC)
 SMALL = ["--data", "synthetic:no-edge,bars=6000", "--steps", "4096", "--folds", "0"]
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory) -> Path:
-    from compile import compile_pipelines
-
-    return compile_pipelines(tmp_path_factory.mktemp("compiled"), COMPONENTS)[0]
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from pipelines.prices import load_prices
 from pipelines.submit import Request
 from pipelines.submit import main as submit
 from pipelines.submit import submit as begin
-from tests.fakes.cloud import COMPONENTS, World, world
+from tests.fakes.cloud import World, world
 from tests.fakes.servers import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,13 +30,6 @@ CRITERIA = [
     {"name": "sharpe", "value": 1.2, "comparison": ">=", "limit": 1.0, "passed": True, "sentence": "Sharpe 1.20."},
     {"name": "trades", "value": 3, "comparison": ">=", "limit": 30, "passed": False, "sentence": "3 round trips."},
 ]
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory) -> Path:
-    from compile import compile_pipelines
-
-    return compile_pipelines(tmp_path_factory.mktemp("compiled"), COMPONENTS)[0]
 
 
 @pytest.fixture
