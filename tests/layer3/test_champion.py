@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from layer3.agent.policy_file import FILES
 from layer3.champion import CHANNEL, Champion, Channel
 from layer3.errors import ContractError, PolicyError, ReleaseError
 from tests.agent.worlds import make_policy
-from tests.fakes.gcs import FakeGcs
 
 HELD_OUT = np.datetime64("2023-01-10T00:00:00", "ns").astype(np.int64)
 DATA = {
@@ -27,16 +25,6 @@ DATA = {
     "interval_seconds": 3_600,
 }
 INFO = {"data_sha256": "ab" * 32, "synthetic": False, "symbol": "SYNTH-USD"}
-
-
-@pytest.fixture(params=["local", "gs"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    if request.param == "local":
-        yield str(tmp_path / "store")
-        return
-    with FakeGcs("store") as fake:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake.url)
-        yield "gs://store/deep"
 
 
 def release(store: str, folder: Path, **changes: Any) -> Policy:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -17,7 +16,6 @@ from hypothesis import strategies as st
 
 from layer3 import storage, trials
 from layer3.errors import DataError
-from tests.fakes.gcs import FakeGcs
 
 NOW = datetime(2026, 11, 21, 10, 11, 12, 345_678, tzinfo=UTC)
 BTC = trials.Data("ab" * 32, "BTC-USDT", "2024-04-16T01:00:00+00:00", "2026-04-16T00:00:00+00:00", "cd" * 32)
@@ -34,16 +32,6 @@ def note(store: str, data: trials.Data = BTC, **changes: Any) -> str:
         "now": NOW,
     }
     return trials.record(store, data=data, **(given | changes))
-
-
-@pytest.fixture(params=["local", "gs"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    if request.param == "local":
-        yield str(tmp_path)
-        return
-    with FakeGcs("store") as fake:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake.url)
-        yield "gs://store/deep"
 
 
 def test_a_record_says_everything_and_lies_where_it_is_looked_for(store: str) -> None:
