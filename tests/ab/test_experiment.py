@@ -17,16 +17,9 @@ from layer3.sizing.chain import SizingChain
 from layer3.sizing.chain import decide as decide_size
 from layer3.sizing.config import ChainConfig
 from layer3.types import Action, CascadeIndicators, Regime, TacticalSignal
+from tests.fakes.clock import Clock
 
 START = 1_767_225_600_000_000_000
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = START
-
-    def __call__(self) -> int:
-        return self.now
 
 
 def signal(number: int = 0, strategy: str = "m", symbol: str = "BTC") -> TacticalSignal:
@@ -49,7 +42,7 @@ def decide(
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(START)
 
 
 @pytest.fixture
@@ -71,7 +64,7 @@ def test_the_arm_is_the_hash_below_the_share(store: Store, clock: Clock) -> None
 def test_a_growing_share_moves_nobody_who_was_assigned(
     tmp_path_factory: pytest.TempPathFactory, days: list[float]
 ) -> None:
-    ramp, clock = ((0.0, 0.1), (5.0, 0.5), (10.0, 1.0)), Clock()
+    ramp, clock = ((0.0, 0.1), (5.0, 0.5), (10.0, 1.0)), Clock(START)
     path = tmp_path_factory.mktemp("ramp") / "ab.sqlite"
     first: dict[str, Arm] = {}
     for day in days:

@@ -17,15 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from layer3.breaker import BreakerConfig, CircuitBreaker, Permit
 from layer3.errors import ConfigurationError, DataError
 from tests.fakes.breaker_model import BreakerModel
+from tests.fakes.clock import Clock
 from tests.fakes.threads import at_once, beside
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def acquire(breaker: CircuitBreaker) -> Permit:

@@ -26,6 +26,7 @@ from layer3.live.metrics import LATENCY_BUCKETS, OTHER, Metrics, MetricsServer
 from layer3.live.phase1 import Layer3Phase1
 from layer3.remote import RemoteAnswer
 from layer3.types import Action, CascadeIndicators, Regime, TacticalSignal
+from tests.fakes.clock import Clock
 from tests.fakes.servers import binary, free_port, running, wait_for
 from tests.fakes.threads import at_once, beside
 
@@ -41,13 +42,6 @@ circuit_breaker_state circuit_breaker_failures_total circuit_breaker_fallbacks_t
 circuit_breaker_success_rate config_reloads_total config_callbacks position_decisions_total final_position_size_usd
 position_reductions_total decision_latency_seconds_bucket rl_multiplier
 """
-
-
-class Clock:
-    now = NOW
-
-    def __call__(self) -> int:
-        return self.now
 
 
 class Server:
@@ -73,7 +67,7 @@ class Server:
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(NOW)
 
 
 def make(clock: Clock, **config: Any) -> tuple[Layer3Phase1, CollectorRegistry, list[Server]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-from dataclasses import dataclass
 from typing import Any, TextIO
 
 import pytest
@@ -13,25 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.access import AccessLog
+from tests.fakes.clock import Clock
 from tests.serving.support import NEUTRAL, make_policy, serving_process
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 NAME = "logging.googleapis.com"
 
 
-@dataclass
-class Clock:
-    now: float = 50.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class Book:
     """A log into memory, on a clock of our own."""
 
     def __init__(self, per_second: float = 10.0, project: str = "") -> None:
-        self.out, self.clock = io.StringIO(), Clock()
+        self.out, self.clock = io.StringIO(), Clock(50.0)
         self.log = AccessLog(per_second, project, self.out, self.clock, lambda: 1_700_000_000.25)
 
     def write(self, status: int = 200, times: int = 1, **changes: Any) -> None:
@@ -205,7 +197,7 @@ def closed() -> TextIO:
 
 @pytest.mark.parametrize("out", [_Broken(), closed()], ids=["broken", "closed"])
 def test_a_log_that_cannot_be_written_costs_no_request_its_answer(out: TextIO) -> None:
-    log = AccessLog(10, out=out, clock=Clock())
+    log = AccessLog(10, out=out, clock=Clock(50.0))
     log.write("GET", "/health", 200, 0.1, "a", None, None)
     log.write("GET", "/health", 500, 0.1, "a", None, None)
     assert (log.written, log.suppressed) == (0, 2)
@@ -214,7 +206,7 @@ def test_a_log_that_cannot_be_written_costs_no_request_its_answer(out: TextIO) -
 def test_a_pipe_that_nobody_reads_is_not_waited_for() -> None:
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as read_end, os.fdopen(writer, "w") as write_end:
-        log = AccessLog(10, out=write_end, clock=Clock())
+        log = AccessLog(10, out=write_end, clock=Clock(50.0))
         for _ in range(1_000):  # 220 KB into 64 KiB: with a write that waits this line would be the last
             log.write("POST", "/predict", 500, 0.1, "a" * 40, "desk", None)
         assert log.written + log.suppressed == 1_000

@@ -10,16 +10,9 @@ import pytest
 from serving import certificates
 from serving.certificates import Certificates
 from serving.problems import Problem
+from tests.fakes.clock import Clock
 from tests.fakes.issuer import Issuer, issuer, jwk
 from tests.fakes.servers import free_port, wait_for
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

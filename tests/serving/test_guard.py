@@ -14,19 +14,12 @@ import pytest
 from layer3.errors import ConfigurationError
 from serving.guard import ANYONE, GOOGLE_CERTS, Guard, GuardSettings, guard_settings
 from serving.problems import Problem
+from tests.fakes.clock import Clock
 from tests.fakes.issuer import AUDIENCE, EMAIL, Issuer, claims, issuer, token
 from tests.fakes.servers import wait_for
 
 KEY, SECOND = "key-of-the-desk-0123456789", "key-of-another-0123456789"
 NOW = 1_800_000_000.0
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 7.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -203,7 +196,7 @@ def test_only_listed_accounts_may_call(google: Issuer) -> None:
 
 
 def test_each_caller_has_a_rate_of_its_own(keys_file: Path) -> None:
-    clock = Clock()
+    clock = Clock(7.0)
     guard = Guard(made(API_KEYS_FILE=str(keys_file), RATE_LIMIT="0.5", RATE_BURST="3"), clock=clock)
     assert [guard.admit(KEY.encode(), None) for _ in range(3)] == ["desk"] * 3
     limited = refusal(guard, KEY.encode())
@@ -228,7 +221,7 @@ def test_off_asks_nobody_warns_and_limits_only_where_a_limit_is_set(caplog: pyte
     assert "AUTH=off" in caplog.text
     assert {guard.admit(None, None) for _ in range(1000)} == {ANYONE}
     assert guard.admit(b"anything", b"at all") == ANYONE
-    limited = Guard(made(AUTH="off", RATE_LIMIT="1"), clock=Clock())
+    limited = Guard(made(AUTH="off", RATE_LIMIT="1"), clock=Clock(7.0))
     assert [limited.admit(None, None) for _ in range(2)] == [ANYONE] * 2
     assert refusal(limited).status == 429
 
@@ -261,7 +254,7 @@ def test_nothing_secret_is_in_any_log_or_answer(
         RATE_LIMIT="1",
         RATE_BURST="1",
     )
-    guard = Guard(settings, clock=Clock(), wall=lambda: NOW)
+    guard = Guard(settings, clock=Clock(7.0), wall=lambda: NOW)
     guard.start()
     try:
         wait_for(lambda: refusal(guard, None, token(claims(NOW, email="x@y.z"))).status == 403)

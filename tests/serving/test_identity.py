@@ -19,18 +19,11 @@ from serving import identity
 from serving.certificates import Certificates, public_keys
 from serving.identity import Accepted, IdentityTokens
 from serving.problems import Problem
+from tests.fakes.clock import Clock
 from tests.fakes.issuer import AUDIENCE, EMAIL, Issuer, claims, issuer, jwk, private_key, token
 
 CHALLENGE = 'Bearer realm="himari"'
 NOW = 1_800_000_000.0
-
-
-class Clock:
-    def __init__(self, now: float) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Desk:

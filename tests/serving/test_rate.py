@@ -7,16 +7,10 @@ from hypothesis import strategies as st
 
 from serving import rate
 from serving.rate import TokenBuckets
+from tests.fakes.clock import Clock
 
-
-class Clock:
-    """A clock that moves when it is told to; exact, so that a model may be compared bit for bit."""
-
-    def __init__(self) -> None:
-        self.now = Fraction(1000)
-
-    def __call__(self) -> Fraction:
-        return self.now
+#: Of the clock: exact, so that a model may be compared bit for bit.
+START = Fraction(1000)
 
 
 class Model:
@@ -46,7 +40,7 @@ def fractions(low: int, high: int) -> st.SearchStrategy[Fraction]:
 def test_a_bucket_admits_what_the_model_admits_and_names_the_same_wait(
     per_second: Fraction, burst: int, requests: list[tuple[Fraction, str]]
 ) -> None:
-    clock = Clock()
+    clock = Clock(START)
     buckets = TokenBuckets(per_second, burst, clock)
     models = {caller: Model(per_second, burst, clock.now) for caller in "ab"}
     for pause, caller in requests:
@@ -60,7 +54,7 @@ def test_a_bucket_admits_what_the_model_admits_and_names_the_same_wait(
 def test_in_any_time_no_more_than_the_burst_and_what_was_refilled_is_admitted(
     per_second: Fraction, burst: int, pauses: list[Fraction]
 ) -> None:
-    clock = Clock()
+    clock = Clock(START)
     buckets = TokenBuckets(per_second, burst, clock)
     started, admitted = clock.now, 0
     for pause in pauses:
@@ -71,7 +65,7 @@ def test_in_any_time_no_more_than_the_burst_and_what_was_refilled_is_admitted(
 
 @given(per_second=fractions(1, 500), burst=st.integers(1, 20))
 def test_who_waits_as_long_as_it_was_told_is_admitted(per_second: Fraction, burst: int) -> None:
-    clock = Clock()
+    clock = Clock(START)
     buckets = TokenBuckets(per_second, burst, clock)
     assert [buckets.take("a") for _ in range(burst)] == [0] * burst
     wait = buckets.take("a")
@@ -89,7 +83,7 @@ def test_the_first_request_is_admitted_at_any_time_of_the_clock() -> None:
 
 
 def test_no_more_than_so_many_callers_are_remembered_and_the_busy_ones_stay() -> None:
-    clock = Clock()
+    clock = Clock(START)
     buckets = TokenBuckets(Fraction(1, 1000), 2, clock)
     assert buckets.take("busy") == 0
     for number in range(3 * rate.MAX_CALLERS):

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from serving.models import store_policy
 from serving.problems import Problem
 from serving.service import Service, Serving
 from serving.source import Source
+from tests.fakes.clock import Clock
 from tests.fakes.gcs import FakeGcs
 from tests.serving.conftest import champion_of
 from tests.serving.support import JSON, NEUTRAL, edit_manifest, make_policy, serve, tamper_weights
@@ -32,17 +33,9 @@ from tests.serving.support import JSON, NEUTRAL, edit_manifest, make_policy, ser
 WATCH = 2.0
 
 
-@dataclass
-class Clock:
-    now: float = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(100.0)
 
 
 @pytest.fixture(params=["local", "gs"])
