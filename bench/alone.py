@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Run", "alone"]
+__all__ = ["Run", "alone", "measure"]
 
 #: What OpenMP, OpenBLAS and MKL read when they are loaded.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -46,6 +47,12 @@ def alone(module: str, function: str, *arguments: Any, **named: Any) -> Any:
     os.environ |= dict.fromkeys(_THREADS, "1")
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_call, module, function, arguments, named).result()
+
+
+def measure(text: str, module: str, function: str, *arguments: Any) -> Any:
+    """Have :func:`alone` do it in bench, telling whoever waits what it is."""
+    print(f"  … {text}", file=sys.stderr, flush=True)
+    return alone(f"bench.{module}", function, *arguments)
 
 
 def _call(module: str, function: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:

@@ -9,9 +9,8 @@ import argparse
 import importlib.util
 import os
 import sys
-from typing import Any
 
-from bench.alone import alone
+from bench.alone import measure
 from bench.page import Requirement, at_most, table, title
 from layer3.backtest.evidence import Effort
 
@@ -43,12 +42,6 @@ def main() -> int:
     asked.append(agreed)
     table(("", "is", "asked", "met"), [(r.name, r.value, r.asked, "yes" if r.met else "NO") for r in asked])
     return 0 if agreed.met else 1
-
-
-def measure(text: str, module: str, function: str, *arguments: Any) -> Any:
-    """Have a process of its own do it, telling whoever waits what it is."""
-    print(f"  … {text}", file=sys.stderr, flush=True)
-    return alone(f"bench.{module}", function, *arguments)
 
 
 def evaluation(quick: bool) -> list[Requirement]:

@@ -8,13 +8,11 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from bench.alone import Run, alone
+from bench.alone import Run, alone, measure
 from bench.page import Requirement, at_least, at_most, table, title
 from bench.plan import FULL, QUICK, Plan
 
@@ -54,12 +52,6 @@ def main() -> None:
     on_gpu(plan)
     title("What was asked" + " (QUICK: the answers mean nothing)" * (plan is QUICK))
     table(("", "is", "asked", "met"), [(r.name, r.value, r.asked, "yes" if r.met else "NO") for r in requirements])
-
-
-def measure(text: str, module: str, function: str, *arguments: Any) -> Any:
-    """Have a process of its own do it, telling whoever waits what it is."""
-    print(f"  … {text}", file=sys.stderr, flush=True)
-    return alone(f"bench.{module}", function, *arguments)
 
 
 def ours(steps: int, seeds: Sequence[int], market: str = "planted") -> Run:
