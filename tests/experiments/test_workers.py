@@ -13,7 +13,7 @@ import pytest
 
 from layer3.errors import LostWorkerError, TrainingError
 from layer3.experiments.workers import workers
-from tests.fakes.processes import group
+from tests.fakes.processes import group, is_alive
 from tests.fakes.servers import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,15 +98,7 @@ def test_no_worker_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
         assert len(pids) == 2
         parent.kill()
         parent.wait()
-        wait_for(lambda: not any(map(_alive, pids)))
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+        wait_for(lambda: not any(map(is_alive, pids)))
 
 
 def _environment() -> dict[str, str]:

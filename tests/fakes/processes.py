@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-__all__ = ["group"]
+__all__ = ["group", "is_alive"]
 
 
 @contextlib.contextmanager
@@ -24,3 +24,12 @@ def group(command: Sequence[str | os.PathLike[str]], **settings: Any) -> Iterato
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process; one that has ended and was not waited for counts."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -101,11 +101,12 @@ class Client:
     """One connection for each request, straight to loopback."""
 
     port: int
+    timeout: float = 60.0
 
     def ask(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, **options: Any
     ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout)
         try:
             connection.request(method, path, body, dict(headers or {}), **options)
             response = connection.getresponse()
@@ -232,11 +233,3 @@ def serving_process(*python_options: str, **environment: str) -> Iterator[Proces
             yield Process(process, Client(int(port)) if port.isdecimal() else Client(0))
         finally:
             process.kill()
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

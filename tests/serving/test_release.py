@@ -28,13 +28,13 @@ from serving.candidate import Candidate
 from serving.platforms.local import Local
 from serving.release import main, release
 from tests.fakes.gcs import FakeGcs
+from tests.fakes.processes import is_alive
 from tests.fakes.servers import wait_for
 from tests.serving.support import (
     ROOT,
     Client,
     edit_manifest,
     free_port,
-    is_alive,
     make_policy,
     serving_process,
     snapshot,

@@ -10,7 +10,8 @@ import jwt
 
 from layer3 import contract
 from tests.fakes.issuer import claims, token
-from tests.serving.proof.server import HEADERS, Answer, Server
+from tests.serving.proof.server import HEADERS, Server
+from tests.serving.support import Answer
 
 JSON = {"Content-Type": "application/json"}
 KNOWN = JSON | HEADERS

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bench.load.servers import free_port, memory
 from serving.settings import EXIT_WITH_STDIN
+from tests.serving.support import Answer, Client
 
 ROOT = Path(__file__).resolve().parents[3]
 KEY = "proof-0123456789abcdef0123456789abcdef"
@@ -24,17 +24,6 @@ HEADERS = {"X-API-Key": KEY}
 #: Of whoever runs the tests; the server gets its own or none.
 _SETTINGS = ("ACCESS_LOG_PER_SECOND", "CORS_ORIGINS", "HOST", "K_SERVICE", "MAX_IN_FLIGHT", "RATE_BURST")
 _PATIENCE_S = 60.0
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: Mapping[str, str]
-    raw: bytes
-
-    @property
-    def body(self) -> Any:
-        return json.loads(self.raw)
 
 
 @dataclass
@@ -48,13 +37,7 @@ class Server:
 
     def ask(self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] = HEADERS) -> Answer:
         """One request over a connection of its own."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20.0)
-        try:
-            connection.request(method, path, body, dict(headers))
-            answer = connection.getresponse()
-            return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
-        finally:
-            connection.close()
+        return Client(self.port, timeout=20.0).ask(method, path, body, headers)
 
     def predict(self, state: list[float], headers: Mapping[str, str] = HEADERS) -> Answer:
         body = json.dumps({"state": state}).encode()

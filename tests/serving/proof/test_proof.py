@@ -15,26 +15,18 @@ from tests.serving.proof.nonsense import large, nonsense, slow
 from tests.serving.proof.refusals import refused
 from tests.serving.proof.restart import killed
 from tests.serving.proof.server import Server, serving
-from tests.serving.support import make_policy
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("policy")
-    make_policy(folder)
-    return folder
 
 
 @pytest.fixture
-def server(policy: Path, tmp_path: Path) -> Iterator[Server]:
-    with serving(policy, tmp_path) as server:
+def server(policy_folder: Path, tmp_path: Path) -> Iterator[Server]:
+    with serving(policy_folder, tmp_path) as server:
         yield server
 
 
-def test_every_wrong_request_gets_its_documented_answer(policy: Path, tmp_path: Path) -> None:
+def test_every_wrong_request_gets_its_documented_answer(policy_folder: Path, tmp_path: Path) -> None:
     with (
         issuer("first") as google,
-        serving(policy, tmp_path, ID_TOKEN_AUDIENCE=AUDIENCE, ID_TOKEN_CERTS_URL=google.url) as server,
+        serving(policy_folder, tmp_path, ID_TOKEN_AUDIENCE=AUDIENCE, ID_TOKEN_CERTS_URL=google.url) as server,
     ):
         assert refused(server, time.time()).endswith("each with its documented 4xx and a sentence")
 
