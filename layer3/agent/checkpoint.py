@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint", "identity"]
 
-_KIND = "himari-checkpoint/1"
+_KIND = "himari-checkpoint/2"
 
 
 def identity(bars: Bars, members: Sequence[tuple[int, Fold]], settings: Settings) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Checkpoint:
         Raises
         ------
         ContractError : it was written under another state contract
-        TrainingError : it cannot be read, is damaged, or belongs to another training
+        TrainingError : it cannot be read, is damaged, of another version, or belongs to another training
         """
         remedy = "remove it to start anew, or name another checkpoint"
         try:
@@ -96,11 +96,16 @@ class Checkpoint:
             arrays = safetensors.numpy.load(content)
             length = int.from_bytes(content[:8], "little")
             header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["himari"])
-            theirs = header["identity"]
-            if header["kind"] != _KIND or "curves" not in arrays:
-                raise KeyError(header["kind"])
+            kind, theirs = str(header["kind"]), header["identity"]
+            if not kind.startswith("himari-checkpoint/") or "curves" not in arrays:
+                raise KeyError(kind)
         except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             raise TrainingError(f"{self._address} is damaged or no checkpoint ({error!r}): {remedy}") from error
+        if kind != _KIND:
+            raise TrainingError(
+                f"checkpoint {self._address} is a {kind}, expected a {_KIND}: another version of this program "
+                f"wrote it; {remedy}"
+            )
         if theirs["contract"] != contract.VERSION:
             raise ContractError(theirs["contract"], contract.VERSION, f"checkpoint {self._address}")
         other = [name for name, value in self._identity.items() if theirs.get(name) != value]

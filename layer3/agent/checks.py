@@ -11,7 +11,7 @@ import torch
 
 from layer3 import contract, machine
 from layer3.agent.bars import Bars
-from layer3.agent.networks import weights_size
+from layer3.agent.networks import INPUTS, weights_size
 from layer3.agent.ppo import PPOConfig, Progress
 from layer3.agent.share import chunks_of
 from layer3.agent.team import EXPLORATION, Fold
@@ -35,14 +35,14 @@ def memory_needed(
     largest = max(chunk.stop - chunk.start for chunk in chunks)
     weights = weights_size(config.hidden, 2) + weights_size(config.hidden, 1)
     number, long = 4, 8
-    samples = config.samples * (number * (contract.STATE_DIM + 6) + long * (3 + 2 * config.epochs))
-    walking = config.environments * (4 * number * config.hidden + 60 * long)
+    samples = config.samples * (number * (INPUTS + 6) + long * (3 + 2 * config.epochs))
+    walking = config.environments * 60 * long
     own = weights * 4 * number + samples + walking + config.updates * len(fields(Progress)) * long
     # Each worker may hold the end of one environment's policies and the beginning of another's.
     teams = min(workers, len(chunks)) + markets - 1
     market = bars * (number * contract.STATE_DIM + 5 * long)
     # Each worker's activations, what passes through while it works, and the exploration before it.
-    working = largest * config.batch * number * (8 * config.hidden + 6 * contract.STATE_DIM)
+    working = largest * max(config.batch, config.environments) * number * (7 * config.hidden + 6 * INPUTS)
     exploring = policies * EXPLORATION * config.environments * 3 * long
     # What the allocator keeps between.
     return int(1.25 * (policies * own + teams * market + exploring + workers * working))

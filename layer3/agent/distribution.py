@@ -29,26 +29,26 @@ def bounded_log_sd(raw: Tensor) -> Tensor:
 
 @cache
 def _quadrature(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Nodes (16,), and each one's weight, alone and times the node (16, 2)."""
+    """Nodes (16, 1), and each one's weight, alone and times the node (2, 16)."""
     nodes, weights = (torch.as_tensor(part) for part in _NODES)
     weights = weights / math.sqrt(2.0 * math.pi)
-    return nodes.to(device, dtype), torch.stack((weights, weights * nodes), dim=1).to(device, dtype)
+    return nodes.unsqueeze(1).to(device, dtype), torch.stack((weights, weights * nodes)).to(device, dtype)
 
 
 def entropy(mean: Tensor, log_sd: Tensor) -> Tensor:
-    """Differential entropy of ``2 sigmoid(u)`` on [0, 2], in nats.
+    """Differential entropy (C, B) of ``2 sigmoid(u)`` on [0, 2], in nats.
 
     ``H(u) + E log |d action / d u|``, the expectation by Gauss-Hermite quadrature with 16 nodes.
     """
     nodes, weights = _quadrature(mean.dtype, mean.device)
-    u = mean.unsqueeze(-1) + torch.exp(log_sd).unsqueeze(-1) * nodes
+    u = torch.addcmul(mean.unsqueeze(1), log_sd.exp().unsqueeze(1), nodes)
     stretch = torch.nn.functional.logsigmoid(u) + torch.nn.functional.logsigmoid(-u)
-    return log_sd + 0.5 * math.log(2.0 * math.pi * math.e) + math.log(2.0) + stretch @ weights[:, 0]
+    return log_sd + 0.5 * math.log(2.0 * math.pi * math.e) + math.log(2.0) + weights[0] @ stretch
 
 
 def entropy_slopes(mean: Tensor, sd: Tensor) -> Tensor:
-    """By mean and log s, (C, B, 2): 1 - 2 E sigmoid(u) and 1 - 2 s E[n sigmoid(u)] over u = mean + s n."""
+    """By mean and log s (C, B) each, (C, 2, B): 1 - 2 E sigmoid(u) and 1 - 2 s E[n sigmoid(u)] over u = mean + s n."""
     nodes, weights = _quadrature(mean.dtype, mean.device)
-    slopes = torch.addcmul(mean.unsqueeze(-1), sd.unsqueeze(-1), nodes).sigmoid_() @ weights
-    slopes[..., 1].mul_(sd)
+    slopes = weights @ torch.addcmul(mean.unsqueeze(1), sd.unsqueeze(1), nodes).sigmoid_()
+    slopes[:, 1].mul_(sd)
     return slopes.mul_(-2.0).add_(1.0)

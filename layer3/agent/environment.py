@@ -140,7 +140,8 @@ class Account:
     def observe(self, at: Any) -> Any:
         """States (n, 16) float32 at the close of bars ``at`` (n,)."""
         close, ledger = self.close[at], self.ledger
-        states = self.flat_states[at]
+        # Of whole rows numpy's take is several times as fast.
+        states = self.flat_states.take(at, axis=0) if self._xp is np else self.flat_states[at]
         account = contract.account_part(ledger.exposure(close), ledger.unrealised(close), ledger.win_rate, self._xp)
         for column, values in zip(contract.ACCOUNT_COLUMNS, account, strict=True):
             states[:, column] = values

@@ -31,7 +31,7 @@ from layer3.agent.bars import Bars
 from layer3.agent.checks import check_learnable, check_memory, checked_workers
 from layer3.agent.crew import Crew
 from layer3.agent.environment import EnvironmentConfig
-from layer3.agent.networks import single_threaded, weights_of
+from layer3.agent.networks import layers_of, single_threaded
 from layer3.agent.ppo import PPOConfig, Progress
 from layer3.agent.share import FIGURES, Share, Walk, assign, blank_board, chunks_of, walked
 from layer3.agent.team import Fold, Member
@@ -281,7 +281,7 @@ class _Population:
     def results(self) -> list[Trained]:
         """Every policy, once training is over."""
         config, actor = self._config, self._board.state["actor"]
-        w1, b1, w2, b2, w3, b3 = (part.cpu().numpy() for part in weights_of(actor, config.hidden, 2))
+        w1, w2, b2, w3, b3 = (part.cpu().numpy() for part in layers_of(actor, config.hidden, 2))
         seen = {first: arrays for part in self._crew.call("observations") for first, arrays in part.items()}
         mean, std, kept = (np.concatenate([seen[first][k] for first in sorted(seen)]) for k in range(3))
         trained = []
@@ -289,12 +289,12 @@ class _Population:
             tensors = {
                 "mean": mean[place],
                 "std": std[place],
-                "w1": w1[place].T,
-                "b1": b1[place, 0],
-                "w2": w2[place].T,
+                "w1": w1[place, :-1],
+                "b1": w1[place, -1],
+                "w2": w2[place],
                 "b2": b2[place, 0],
                 "w3": w3[place].T,
-                "b3": b3[place, 0],
+                "b3": b3[place, :, 0],
             }
             curves = tuple(_progress(row) for row in self._curves[:, place])
             # Copied: the board goes when training is over.

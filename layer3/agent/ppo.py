@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from layer3.agent.distribution import bounded_log_sd, entropy, entropy_slopes
-from layer3.agent.networks import Adam, Network
+from layer3.agent.networks import Adam, Layers, Network, layers_of, logistic
 from layer3.agent.policy import LOG_SD_HIGH, LOG_SD_LOW
 from layer3.errors import ConfigurationError
 
@@ -203,9 +203,9 @@ class Progress:
 class Experience:
     """A rollout of T steps of n windows for C policies, as views of the population's.
 
-    ``states`` (C, T, n, 16) and ``last_states`` (C, n, 16) normalised; ``actions`` (C, T, n) the u's; ``log_density``
-    of them when drawn; ``rewards`` (C, T, n); ``terminated`` (C, T, n) and ``truncated`` (T, n) bool;
-    ``final_states`` (C, r, 16): what the r truncated windows would have seen, in the order of ``truncated``'s rows.
+    ``states`` (C, T, n, 17) and ``last_states`` (C, n, 17) normalised, a one behind; ``actions`` (C, T, n) the u's;
+    ``log_density`` of them when drawn; ``rewards`` (C, T, n); ``terminated`` (C, T, n) and ``truncated`` (T, n) bool;
+    ``final_states`` (C, r, 17): what the r truncated windows would have seen, in the order of ``truncated``'s rows.
     """
 
     states: Tensor
@@ -257,27 +257,27 @@ def generalised_advantages(
     return advantages
 
 
-def values_of(critic: Network, weights: Tensor, states: Tensor, batch: int) -> Tensor:
-    """The critic's values (C, m) of ``states`` (C, m, 16), at most ``batch`` rows at a time."""
+def values_of(critic: Network, layers: Layers, states: Tensor, batch: int) -> Tensor:
+    """The critic's values (C, m) of ``states`` (C, m, 17), at most ``batch`` rows at a time."""
     count = states.shape[1]
     if count < _FEWEST_ROWS:
         states = torch.nn.functional.pad(states, (0, 0, 0, _FEWEST_ROWS - count))
-    pieces = [critic.forward(weights, piece)[..., 0] for piece in states.split(batch, dim=1)]
+    pieces = [critic.forward(layers, piece)[:, 0] for piece in states.split(batch, dim=1)]
     return torch.cat(pieces, dim=1)[:, :count]
 
 
 def advantages_of(
-    critic: Network, weights: Tensor, seen: Experience, columns: Columns, batch: int
+    critic: Network, layers: Layers, seen: Experience, columns: Columns, batch: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalised advantages, the critic's goals, and its explained variance: (C, T n), (C, T n), (C,)."""
     c, t, n = seen.rewards.shape
-    values = values_of(critic, weights, seen.states.flatten(1, 2), batch).view(c, t, n)
+    values = values_of(critic, layers, seen.states.flatten(1, 2), batch).view(c, t, n)
     following = torch.empty_like(values)
     following[:, :-1] = values[:, 1:]
-    following[:, -1] = values_of(critic, weights, seen.last_states, batch)
-    if seen.final_states.shape[1]:
-        # Not by a mask as an index: on a GPU that waits to learn how many there are.
-        following.masked_scatter_(seen.truncated, values_of(critic, weights, seen.final_states, batch))
+    ends = values_of(critic, layers, torch.cat((seen.last_states, seen.final_states), dim=1), batch)
+    following[:, -1] = ends[:, :n]
+    # Not by a mask as an index: on a GPU that waits to learn how many there are.
+    following.masked_scatter_(seen.truncated, ends[:, n:])
     following = torch.where(seen.terminated, 0.0, following)
     ended = seen.terminated | seen.truncated
     advantages = generalised_advantages(seen.rewards, values, following, ended, columns.gamma, columns.decay)
@@ -292,12 +292,12 @@ def advantages_of(
 def actor_slope(
     outputs: Tensor, actions: Tensor, old: Tensor, advantages: Tensor, columns: Columns
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Slope of the actor's loss by its ``outputs`` (C, B, 2), and KL and clip fraction of the batch, (C,).
+    """Slope of the actor's loss by its ``outputs`` (C, 2, B), and KL and clip fraction of the batch, (C,).
 
     The loss is ``-mean min(r A, clip(r, 1 - c, 1 + c) A) - entropy weight * mean entropy`` with
     r the ratio of densities to when the ``actions`` (C, B) were drawn.
     """
-    mean, raw = outputs.unbind(-1)
+    mean, raw = outputs.unbind(1)
     log_sd = bounded_log_sd(raw)
     sd = log_sd.exp()
     inverse = sd.reciprocal()
@@ -309,11 +309,12 @@ def actor_slope(
     # Not a product with what is within: beyond the clip a ratio may have overflowed.
     by_density = torch.where(beyond * advantages <= 0.0, ratio * advantages, 0.0)
     slope = entropy_slopes(mean, sd).mul_(columns.entropy.unsqueeze(-1))
-    slope[..., 0].addcmul_(by_density, z.mul_(inverse))
-    slope[..., 1].addcmul_(by_density, square.sub_(1.0))
-    slope.mul_(-1.0 / outputs.shape[1])
+    by_mean, by_log_sd = slope.unbind(1)
+    by_mean.addcmul_(by_density, z.mul_(inverse))
+    by_log_sd.addcmul_(by_density, square.sub_(1.0))
+    slope.mul_(-1.0 / outputs.shape[2])
     # Beyond its bounds a log standard deviation may come back, but go no further: with no slope at all it would stay.
-    slope[..., 1].masked_fill_((raw - log_sd).mul_(slope[..., 1]) < 0.0, 0.0)
+    by_log_sd.masked_fill_((raw - log_sd).mul_(by_log_sd) < 0.0, 0.0)
     return slope, (ratio - 1.0).sub_(log_ratio).mean(1), (beyond != 0.0).float().mean(1)
 
 
@@ -328,16 +329,18 @@ def improve_actor(
     alive = torch.ones_like(advantages[:, :1])
     sums = torch.zeros(3, size, device=states.device)
     count = torch.zeros_like(alive[:, 0])
-    outputs = states.new_zeros(size, 1, 2)
+    outputs = states.new_zeros(size, 2, 1)
+    own, slopes = (layers_of(flat, network.hidden, 2) for flat in (adam.weights, adam.gradient))
     for epoch in _places(order).unbind(1):
         figures = []
         for part in epoch.split(batch, dim=1):
             rows = part.flatten()
             x = states.index_select(0, rows).view(size, -1, states.shape[1])
-            outputs = network.forward(adam.weights, x)
+            layers = logistic(own)
+            outputs = network.forward(layers, x)
             actions, old, gains = numbers.index_select(1, rows).view(3, size, -1).unbind()
             slope, kl, clipped = actor_slope(outputs, actions, old, gains, columns)
-            network.backward(x, slope, adam.gradient)
+            network.backward(layers, x, slope, slopes)
             norm = adam.step(columns.rate, columns.max_gradient, alive)
             figures.append(torch.stack((kl, clipped, norm[:, 0])))
         told, now = torch.stack(figures), alive[:, 0]
@@ -345,7 +348,7 @@ def improve_actor(
         count += len(figures) * now
         # A policy that has moved far enough stands still; the others go on.
         alive = alive * (told[:, 0].mean(0).unsqueeze(1) <= columns.target_kl).float()
-    mean, log_sd = outputs[..., 0], bounded_log_sd(outputs[..., 1])
+    mean, log_sd = outputs[:, 0], bounded_log_sd(outputs[:, 1])
     kl_mean, clip_mean, gradient_mean = sums / count
     return ActorFigures(kl_mean, clip_mean, gradient_mean, entropy(mean, log_sd).mean(1))
 
@@ -357,12 +360,14 @@ def improve_critic(
     size, states, wanted = len(goals), seen.states.flatten(0, 2), goals.flatten()
     alive = torch.ones_like(goals[:, :1])
     slopes = [(2.0 * columns.value / rows.shape[1]).to(goals) for rows in order[:, 0].split(batch, dim=1)]
+    own, by_own = (layers_of(flat, network.hidden, 1) for flat in (adam.weights, adam.gradient))
     for epoch in _places(order).unbind(1):
         for part, slope in zip(epoch.split(batch, dim=1), slopes, strict=True):
             rows = part.flatten()
             x = states.index_select(0, rows).view(size, -1, states.shape[1])
-            error = network.forward(adam.weights, x)[..., 0] - wanted.index_select(0, rows).view(size, -1)
-            network.backward(x, error.mul_(slope).unsqueeze(-1), adam.gradient)
+            layers = logistic(own)
+            error = network.forward(layers, x) - wanted.index_select(0, rows).view(size, 1, -1)
+            network.backward(layers, x, error.mul_(slope.unsqueeze(-1)), by_own)
             adam.step(columns.rate, columns.max_gradient, alive)
 
 

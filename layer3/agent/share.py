@@ -12,11 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from layer3 import contract
 from layer3.agent import ppo
 from layer3.agent.bars import Bars
 from layer3.agent.crew import shared
-from layer3.agent.networks import Adam, Network, initial_weights
+from layer3.agent.networks import INPUTS, Adam, Network, initial_weights, layers_of, logistic
 from layer3.agent.ppo import Columns, Experience, PPOConfig
 from layer3.agent.team import Member, Team
 
@@ -68,15 +67,17 @@ def blank_board(members: Sequence[Member], device: torch.device) -> Board:
         state[name].copy_(weights)
         state[f"{name}.steps"] = zeros(count, 1)
     seen = Experience(
-        states=zeros(count, t, n, contract.STATE_DIM),
-        last_states=zeros(count, n, contract.STATE_DIM),
+        states=zeros(count, t, n, INPUTS),
+        last_states=zeros(count, n, INPUTS),
         actions=zeros(count, t, n),
         log_density=zeros(count, t, n),
         rewards=zeros(count, t, n),
         terminated=zeros(count, t, n, dtype=torch.bool),
         truncated=torch.zeros(t, n, dtype=torch.bool, device=device),
-        final_states=torch.zeros(count, 0, contract.STATE_DIM, device=device),
+        final_states=torch.zeros(count, 0, INPUTS, device=device),
     )
+    for states in (seen.states, seen.last_states):
+        states[..., -1] = 1.0
     return Board(
         state,
         seen,
@@ -153,17 +154,16 @@ class Share:
         config, device = self._configs[0], board.growth.device
         self._batch = config.batch
         chunks = [chunk for name, chunk in halves if name == "actor"]
+        largest = max(chunk.stop - chunk.start for _, chunk in halves)
+        # One set of buffers for all: they stay in the cache.
+        self._network = Network(largest, max(config.batch, config.environments), config.hidden, device)
         self._teams = [
-            Team(bars, pieces_of(places, chunks), members[places], device, on_host=device.type == "cpu")
+            Team(bars, pieces_of(places, chunks), members[places], self._network, device, on_host=device.type == "cpu")
             for places in teams_of(walked(halves), members)
         ]
         for team in self._teams:
             if team.places.start in walks:
                 team.resume(*walks[team.places.start])
-        largest = max(chunk.stop - chunk.start for _, chunk in halves)
-        self._actor, self._critic = (
-            Network(largest, config.batch, config.hidden, outputs, device) for outputs in (2, 1)
-        )
 
     def gather(self, update: int) -> None:
         """Walk one rollout with every team, of update number ``update``, and judge it; who improves what needs
@@ -176,7 +176,11 @@ class Share:
             for few in team.pieces:
                 own = seen.part(slice(few.start - places.start, few.stop - places.start))
                 board.advantages[few], board.goals[few], board.figures[few, 0] = ppo.advantages_of(
-                    self._critic, board.state["critic"][few], own, columns.part(few), self._batch
+                    self._network,
+                    logistic(layers_of(board.state["critic"][few], self._network.hidden, 1)),
+                    own,
+                    columns.part(few),
+                    self._batch,
                 )
 
     def improve(self, update: int) -> None:
@@ -186,9 +190,9 @@ class Share:
             adam = Adam(*(board.state[f"{name}{part}"][chunk] for part in ("", ".mean", ".square", ".steps")))
             seen, order, own = board.seen.part(chunk), board.order[chunk], columns.part(chunk)
             if name == "critic":
-                ppo.improve_critic(self._critic, adam, seen, board.goals[chunk], order, own, batch)
+                ppo.improve_critic(self._network, adam, seen, board.goals[chunk], order, own, batch)
                 continue
-            figures = ppo.improve_actor(self._actor, adam, seen, board.advantages[chunk], order, own, batch)
+            figures = ppo.improve_actor(self._network, adam, seen, board.advantages[chunk], order, own, batch)
             board.figures[chunk, 1:] = torch.stack(
                 (figures.kl, figures.clip_fraction, figures.gradient, figures.entropy), dim=1
             )

@@ -16,7 +16,7 @@ from layer3 import contract
 from layer3.agent.bars import Bars
 from layer3.agent.distribution import bounded_log_sd, log_density
 from layer3.agent.environment import TradingEnvironment, episode_starts
-from layer3.agent.networks import Network
+from layer3.agent.networks import INPUTS, Network, layers_of, logistic
 from layer3.agent.policy import OBSERVATION_CLIP
 from layer3.agent.ppo import Experience
 
@@ -53,6 +53,7 @@ class Team:
         bars: Bars,
         pieces: Sequence[slice],
         members: Sequence[Member],
+        network: Network,
         device: torch.device,
         on_host: bool,
     ) -> None:
@@ -71,8 +72,7 @@ class Team:
         self._starts = [episode_starts(member.fold, environment) for member in members]
         ages = np.arange(self._size[1]) * environment.episode_steps // self._size[1]
         self._ages = np.tile(ages, self._size[0])
-        sizes = [piece.stop - piece.start for piece in pieces]
-        self._networks = [Network(size, self._size[1], config.hidden, 2, device) for size in sizes]
+        self._network = network
         self.mean, self.std, self.kept = self._explore()
         self.states = self._begin()
 
@@ -146,31 +146,38 @@ class Team:
         limits = self.environment.time_limits(steps)[:, :n]
         truncated = torch.from_numpy(limits).to(self._device)
         ending = torch.from_numpy(np.nonzero(limits)[1]).to(self._device).split(limits.sum(1).tolist())
-        cut = [torch.empty(size, 0, contract.STATE_DIM, device=self._device)]
-        said = torch.empty(size, steps, n, 2, device=self._device)
+        cut = [torch.empty(size, 0, INPUTS, device=self._device)]
+        said = torch.empty(size, steps, 2, n, device=self._device)
         tried = torch.empty(size, n, dtype=torch.float64, device=self._device)
         own = [slice(piece.start - self.places.start, piece.stop - self.places.start) for piece in self.pieces]
-        actors = [(few, network, weights[few]) for few, network in zip(own, self._networks, strict=True)]
+        actors = [(few, logistic(layers_of(weights[few], self._config.hidden, 2))) for few in own]
         for k in range(steps):
-            x = self.normalise(self.states)
-            for few, network, actor in actors:
-                outputs = said[few, k] = network.forward(actor, x[few])
-                u = torch.addcmul(outputs[..., 0], bounded_log_sd(outputs[..., 1]).exp_(), noise[few, k])
+            x = seen.states[:, k]
+            x[..., :-1] = self.normalise(self.states)
+            for few, actor in actors:
+                outputs = said[few, k] = self._network.forward(actor, x[few])
+                u = torch.addcmul(outputs[:, 0], bounded_log_sd(outputs[:, 1]).exp_(), noise[few, k])
                 # By the piece too: torch's last digit depends on where in an array a number stands.
                 seen.actions[few, k], tried[few] = u, torch.sigmoid(u.double())
             multiplier = (contract.MULTIPLIER_HIGH * tried).view(-1)
             step = self.environment.step(multiplier.numpy() if self._on_host else multiplier, starts[k])
-            seen.states[:, k] = x
             seen.rewards[:, k], growth[:, k] = self._observed(step.reward), self._observed(step.growth)
             seen.terminated[:, k] = self._observed(step.terminated)
             if len(ending[k]):
-                cut.append(self.normalise(self._observed(step.final_states).index_select(1, ending[k])))
+                final = self._observed(step.final_states).index_select(1, ending[k])
+                cut.append(torch.nn.functional.pad(self.normalise(final), (0, 1), value=1.0))
             self.states = self._observed(step.states)
-        seen.last_states.copy_(self.normalise(self.states))
-        seen.log_density.copy_(log_density(seen.actions, said[..., 0], bounded_log_sd(said[..., 1])))
+        seen.last_states[..., :-1] = self.normalise(self.states)
+        seen.log_density.copy_(log_density(seen.actions, said[:, :, 0], bounded_log_sd(said[:, :, 1])))
         return replace(seen, truncated=truncated, final_states=torch.cat(cut, dim=1))
 
     def orders(self) -> NDArray[np.int64]:
-        """Which sample of a rollout comes when, (G, epochs, T n), each policy's from its own stream."""
+        """Which sample of a rollout comes when, (G, epochs, T n), each policy's from its own stream.
+
+        Within a batch, whose sum does not ask for an order, they ascend: memory is read forwards.
+        """
         config = self._config
-        return np.stack([[rng.permutation(config.samples) for _ in range(config.epochs)] for rng in self.generators])
+        orders = np.stack([[rng.permutation(config.samples) for _ in range(config.epochs)] for rng in self.generators])
+        for first in range(0, config.samples, config.batch):
+            orders[..., first : first + config.batch].sort(axis=-1)
+        return orders

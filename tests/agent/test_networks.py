@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from layer3.agent.networks import Adam, Network, initial_weights, single_threaded, weights_of, weights_size
+from layer3.agent.networks import (
+    Adam,
+    Network,
+    initial_weights,
+    layers_of,
+    logistic,
+    single_threaded,
+    weights_size,
+)
 
 CPU = torch.device("cpu")
 
@@ -23,10 +31,16 @@ def population(count: int, hidden: int, outputs: int, seed: int = 1) -> Tensor:
 
 
 def plainly(flat: Tensor, x: Tensor, hidden: int, outputs: int) -> Tensor:
-    w1, b1, w2, b2, w3, b3 = weights_of(flat, hidden, outputs)
-    h = torch.tanh(x @ w1.mT + b1)
-    h = torch.tanh(h @ w2.mT + b2)
-    return h @ w3.mT + b3
+    w1, w2, b2, w3, b3 = layers_of(flat, hidden, outputs)
+    h = torch.tanh(x[..., :-1] @ w1[:, :-1] + w1[:, -1:])
+    h = torch.tanh(h @ w2 + b2)
+    return w3 @ h.mT + b3
+
+
+def inputs(count: int, rows: int, seed: int, scale: float = 1.0) -> Tensor:
+    """States, and the one behind them."""
+    states = scale * torch.randn(count, rows, 16, generator=generator(seed))
+    return torch.nn.functional.pad(states, (0, 1), value=1.0)
 
 
 @settings(deadline=None, max_examples=40)
@@ -42,13 +56,14 @@ def test_forward_and_backward_are_autograds(
     count: int, rows: int, hidden: int, outputs: int, scale: float, seed: int
 ) -> None:
     flat = population(count, hidden, outputs, seed)
-    x = scale * torch.randn(count, rows, 16, generator=generator(seed))
-    slope = torch.randn(count, rows, outputs, generator=generator(seed + 1))
+    x = inputs(count, rows, seed, scale)
+    slope = torch.randn(count, outputs, rows, generator=generator(seed + 1))
     # Larger than needed, as for the last batch of an epoch.
-    network = Network(count + 1, rows + 3, hidden, outputs, CPU)
+    network = Network(count + 1, rows + 3, hidden, CPU)
     gradient = torch.full_like(flat, torch.nan)
-    ours = network.forward(flat, x)
-    network.backward(x, slope, gradient)
+    layers = logistic(layers_of(flat, hidden, outputs))
+    ours = network.forward(layers, x)
+    network.backward(layers, x, slope, layers_of(gradient, hidden, outputs))
     leaf = flat.clone().requires_grad_()
     theirs = plainly(leaf, x, hidden, outputs)
     (theirs * slope).sum().backward()
@@ -59,17 +74,19 @@ def test_forward_and_backward_are_autograds(
 
 
 def test_one_network_among_many_is_that_network_alone() -> None:
-    flat, x = population(6, 128, 2), torch.randn(6, 256, 16, generator=generator(2))
-    slope = torch.randn(6, 256, 2, generator=generator(3))
+    flat, x = population(6, 128, 2), inputs(6, 256, 2)
+    slope = torch.randn(6, 2, 256, generator=generator(3))
     together, alone = torch.empty_like(flat), torch.empty_like(flat)
     with single_threaded():
-        many, one = Network(6, 256, 128, 2, CPU), Network(1, 256, 128, 2, CPU)
-        outputs = many.forward(flat, x)
-        many.backward(x, slope, together)
+        many, one = Network(6, 256, 128, CPU), Network(1, 256, 128, CPU)
+        layers = logistic(layers_of(flat, 128, 2))
+        outputs = many.forward(layers, x)
+        many.backward(layers, x, slope, layers_of(together, 128, 2))
         for i in range(6):
             row = slice(i, i + 1)
-            torch.testing.assert_close(one.forward(flat[row], x[row]), outputs[row], rtol=0.0, atol=1e-6)
-            one.backward(x[row], slope[row], alone[row])
+            own = logistic(layers_of(flat[row], 128, 2))
+            torch.testing.assert_close(one.forward(own, x[row]), outputs[row], rtol=0.0, atol=1e-6)
+            one.backward(own, x[row], slope[row], layers_of(alone[row], 128, 2))
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
@@ -113,12 +130,12 @@ def test_first_weights_are_orthogonal_and_come_from_the_given_stream() -> None:
     flat = initial_weights(128, [0.0, 0.5], 0.01, generator(7))
     assert torch.equal(state, torch.get_rng_state())
     assert flat.shape == (weights_size(128, 2),) == (128 * 16 + 128 + 128 * 128 + 128 + 2 * 128 + 2,)
-    w1, b1, w2, b2, w3, b3 = (part[0] for part in weights_of(flat.unsqueeze(0), 128, 2))
-    torch.testing.assert_close(w1.T @ w1, 2.0 * torch.eye(16), atol=1e-5, rtol=0.0)
+    w1, w2, b2, w3, b3 = (part[0] for part in layers_of(flat.unsqueeze(0), 128, 2))
+    torch.testing.assert_close(w1[:-1] @ w1[:-1].T, 2.0 * torch.eye(16), atol=1e-5, rtol=0.0)
     torch.testing.assert_close(w2 @ w2.T, 2.0 * torch.eye(128), atol=1e-5, rtol=0.0)
     torch.testing.assert_close(w3 @ w3.T, 1e-4 * torch.eye(2), atol=1e-8, rtol=0.0)
-    assert b3.tolist() == [[0.0, 0.5]]
-    assert not b1.any()
+    assert b3.tolist() == [[0.0], [0.5]]
+    assert not w1[-1].any()
     assert not b2.any()
     assert torch.equal(flat, initial_weights(128, [0.0, 0.5], 0.01, generator(7)))
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from layer3 import contract, storage
+from layer3.agent import checkpoint
 from layer3.agent.bars import Bars, concatenate
 from layer3.agent.environment import EnvironmentConfig
 from layer3.agent.networks import Network
@@ -231,6 +232,16 @@ def test_a_checkpoint_of_another_contract_is_refused(
         train(bars, seeds=[1], folds=[WINDOW], settings=[TINY], checkpoint=address)
 
 
+def test_a_checkpoint_of_another_version_is_refused(
+    bars: Bars, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(checkpoint, "_KIND", "himari-checkpoint/1")
+        address = written(bars, tmp_path)
+    with pytest.raises(TrainingError, match=r"is a himari-checkpoint/1, expected .*/2: another version.*remove it"):
+        train(bars, seeds=[1], folds=[WINDOW], settings=[TINY], checkpoint=address)
+
+
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint at all", None])
 def test_a_damaged_checkpoint_is_refused_and_left_alone(bars: Bars, tmp_path: Path, damage: bytes | None) -> None:
     address = Path(written(bars, tmp_path))
@@ -276,13 +287,13 @@ def test_numbers_that_are_not_finite_stop_it_and_name_the_last_good_checkpoint(
 ) -> None:
     backward, calls = Network.backward, []
 
-    def poison(self: Network, x: Any, slope: Any, gradient: Any) -> None:
-        backward(self, x, slope, gradient)
+    def poison(self: Network, layers: Any, x: Any, slope: Any, slopes: Any) -> None:
+        backward(self, layers, x, slope, slopes)
         calls.append(1)
         # One policy after the other, actor and critic: a gradient for each of 2 batches, 2 epochs. In the sixth update
         # the second policy's turn begins here.
         if len(calls) > 5 * 16 + 8:
-            gradient[-1] = torch.nan
+            slopes.w1[-1] = torch.nan
 
     monkeypatch.setattr(Network, "backward", poison)
     address = str(tmp_path / "checkpoint.safetensors") if kept else None

@@ -173,12 +173,12 @@ def test_nor_where_calls_are_so_small_that_their_last_digit_depends_on_who_share
 def test_numbers_that_are_not_finite_name_the_setting(bars: Bars, monkeypatch: pytest.MonkeyPatch) -> None:
     backward, calls = Network.backward, []
 
-    def poison(self: Network, x: Any, slope: Any, gradient: Any) -> None:
-        backward(self, x, slope, gradient)
+    def poison(self: Network, layers: Any, x: Any, slope: Any, slopes: Any) -> None:
+        backward(self, layers, x, slope, slopes)
         calls.append(1)
         # One setting after the other, actor and critic: a gradient for each of 2 batches, 2 epochs.
         if len(calls) > 8:
-            gradient[-1] = torch.nan
+            slopes.w1[-1] = torch.nan
 
     monkeypatch.setattr(Network, "backward", poison)
     settings = [TINY, changed(TINY, learning_rate=3e-3)]

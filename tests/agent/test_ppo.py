@@ -16,7 +16,7 @@ from torch import Tensor
 
 from layer3.agent import ppo
 from layer3.agent.distribution import bounded_log_sd, entropy, log_density
-from layer3.agent.networks import Adam, Network, initial_weights, weights_of
+from layer3.agent.networks import INPUTS, Adam, Layers, Network, initial_weights, layers_of, logistic
 from layer3.agent.policy import LOG_SD_HIGH, LOG_SD_LOW
 from layer3.agent.ppo import Columns, Experience, PPOConfig, actor_slope, generalised_advantages
 from layer3.errors import ConfigurationError
@@ -57,19 +57,23 @@ class Constant(Network):
     """A critic whose value of a state is its first number."""
 
     def __init__(self) -> None:
-        super().__init__(1, 1, 1, 1, CPU)
+        super().__init__(1, 1, 1, CPU)
 
-    def forward(self, flat: Tensor, x: Tensor) -> Tensor:
-        return x[..., :1]
+    def forward(self, layers: Layers, x: Tensor) -> Tensor:
+        return x[..., :1].mT
+
+
+#: Weights that nobody looks at.
+UNUSED = Layers(*[torch.zeros(1, 1, 1)] * 5)
 
 
 def experience(steps: int, n: int, **changes: Tensor) -> Experience:
     """A rollout of one policy in which nothing happens; the critic sees 1, 2, 3, ... at successive states."""
     numbers = torch.arange(steps * n, dtype=torch.float32).view(1, steps, n)
-    states = torch.zeros(1, steps, n, 16)
+    states = torch.zeros(1, steps, n, INPUTS)
     states[..., 0] = 1.0 + numbers
     zeros = torch.zeros(1, steps, n)
-    last = torch.zeros(1, n, 16)
+    last = torch.zeros(1, n, INPUTS)
     last[..., 0] = 100.0
     seen = Experience(
         states=states,
@@ -79,14 +83,14 @@ def experience(steps: int, n: int, **changes: Tensor) -> Experience:
         rewards=zeros.clone(),
         terminated=zeros.bool(),
         truncated=zeros[0].bool(),
-        final_states=torch.zeros(1, 0, 16),
+        final_states=torch.zeros(1, 0, INPUTS),
     )
     return replace(seen, **changes)
 
 
 def goals(seen: Experience, config: PPOConfig) -> Tensor:
     """Values plus advantages, (steps, n), which is what the critic is taught."""
-    _, taught, _ = ppo.advantages_of(Constant(), torch.zeros(1, 1), seen, Columns.of([config], 0, CPU), config.batch)
+    _, taught, _ = ppo.advantages_of(Constant(), UNUSED, seen, Columns.of([config], 0, CPU), config.batch)
     return taught.view(seen.rewards.shape[1:])
 
 
@@ -100,7 +104,7 @@ def test_the_value_of_what_follows_is_the_next_states_and_at_the_end_the_last_on
 
 def test_a_time_limit_is_bootstrapped_from_what_would_have_been_seen() -> None:
     truncated = torch.tensor([[False, True], [False, False], [True, False]])
-    final = torch.zeros(1, 2, 16)
+    final = torch.zeros(1, 2, INPUTS)
     final[0, :, 0] = torch.tensor([50.0, 70.0])
     taught = goals(experience(3, 2, truncated=truncated, final_states=final), PLAIN)
     torch.testing.assert_close(taught, 0.9 * torch.tensor([[3.0, 50.0], [5.0, 6.0], [70.0, 100.0]]))
@@ -121,7 +125,7 @@ def test_advantages_are_normalised_per_policy() -> None:
     seen = experience(4, 3, rewards=torch.randn(1, 4, 3, generator=stream))
     many = Experience(**{name: _twice(getattr(seen, name), name) for name in Experience.__slots__})
     columns = Columns.of([PPOConfig()] * 2, 0, CPU)
-    advantages, _, explained = ppo.advantages_of(Constant(), torch.zeros(2, 1), many, columns, 1_024)
+    advantages, _, explained = ppo.advantages_of(Constant(), UNUSED, many, columns, 1_024)
     torch.testing.assert_close(advantages.mean(1), torch.zeros(2), atol=1e-5, rtol=0.0)
     torch.testing.assert_close(advantages.std(1), torch.ones(2), atol=1e-5, rtol=0.0)
     assert explained.shape == (2,)
@@ -153,7 +157,7 @@ def test_the_entropy_is_that_of_the_multiplier(mean: float, log_sd: float) -> No
         return float(-density * (scipy.stats.norm.logpdf(u, mean, sd) - math.log(slope)))
 
     exact, _ = scipy.integrate.quad(surprise, mean - 10.0 * sd, mean + 10.0 * sd, limit=200)
-    ours = entropy(torch.tensor(mean, dtype=torch.float64), torch.tensor(log_sd, dtype=torch.float64))
+    ours = entropy(*(torch.full((1, 1), x, dtype=torch.float64) for x in (mean, log_sd)))
     assert float(ours) == pytest.approx(exact, abs=0.02)
     assert float(ours) <= math.log(2.0) + 0.02
 
@@ -172,34 +176,39 @@ def test_the_actors_slope_is_autograds(seed: int, policies: int, batch: int, dri
     clip = torch.tensor([[config.clip] for config in configs], dtype=torch.float64)
     weight = torch.tensor([config.entropy for config in configs], dtype=torch.float64)
     stream = generator(seed)
-    outputs = torch.randn(policies, batch, 2, generator=stream, dtype=torch.float64)
+    outputs = torch.randn(policies, 2, batch, generator=stream, dtype=torch.float64)
     # Some log standard deviations lie outside their bounds.
-    outputs[..., 1] *= 2.0
+    outputs[:, 1] *= 2.0
     actions = torch.randn(policies, batch, generator=stream, dtype=torch.float64)
     advantages = torch.randn(policies, batch, generator=stream, dtype=torch.float64)
     before = outputs + drift * torch.randn(outputs.shape, generator=stream, dtype=torch.float64)
-    old = log_density(actions, before[..., 0], bounded_log_sd(before[..., 1]))
+    old = log_density(actions, before[:, 0], bounded_log_sd(before[:, 1]))
 
     leaf = outputs.clone().requires_grad_()
     # The clamp lets slopes through here; which of them count is looked at below.
-    log_sd = leaf[..., 1] + (leaf[..., 1].clamp(LOG_SD_LOW, LOG_SD_HIGH) - leaf[..., 1]).detach()
-    normal = torch.distributions.Normal(leaf[..., 0], log_sd.exp())
+    log_sd = leaf[:, 1] + (leaf[:, 1].clamp(LOG_SD_LOW, LOG_SD_HIGH) - leaf[:, 1]).detach()
+    normal = torch.distributions.Normal(leaf[:, 0], log_sd.exp())
     ratio = (normal.log_prob(actions) + 0.5 * math.log(2.0 * math.pi) - old).exp()
     assume(1e-6 < float(ratio.detach().min()) <= float(ratio.detach().max()) < 1e6)
     surrogate = torch.min(ratio * advantages, ratio.clamp(1.0 - clip, 1.0 + clip) * advantages)
-    loss = -surrogate.mean(1) - weight * entropy(leaf[..., 0], log_sd).mean(1)
+    loss = -surrogate.mean(1) - weight * entropy(leaf[:, 0], log_sd).mean(1)
     loss.sum().backward()
 
     slope, kl, clipped = actor_slope(outputs, actions, old, advantages, columns)
     assert leaf.grad is not None
     expected = leaf.grad.clone()
     # A step goes against the slope: outside the bounds only the way back is open.
-    expected[..., 1][(outputs[..., 1] > LOG_SD_HIGH) & (expected[..., 1] < 0.0)] = 0.0
-    expected[..., 1][(outputs[..., 1] < LOG_SD_LOW) & (expected[..., 1] > 0.0)] = 0.0
+    expected[:, 1][(outputs[:, 1] > LOG_SD_HIGH) & (expected[:, 1] < 0.0)] = 0.0
+    expected[:, 1][(outputs[:, 1] < LOG_SD_LOW) & (expected[:, 1] > 0.0)] = 0.0
     torch.testing.assert_close(slope, expected, rtol=1e-8, atol=1e-10)
     detached = ratio.detach()
     torch.testing.assert_close(kl, (detached - 1.0 - detached.log()).mean(1))
     torch.testing.assert_close(clipped, ((detached - 1.0).abs() > clip).float().mean(1))
+
+
+def seen_as_input(states: Tensor) -> Tensor:
+    """States, and the one behind them."""
+    return torch.nn.functional.pad(states, (0, 1), value=1.0)
 
 
 def rollout(policies: int, seed: int) -> Experience:
@@ -207,14 +216,14 @@ def rollout(policies: int, seed: int) -> Experience:
     stream, t, n = generator(seed), 8, 16
     shape = (policies, t, n)
     return Experience(
-        states=torch.randn(*shape, 16, generator=stream),
-        last_states=torch.randn(policies, n, 16, generator=stream),
+        states=seen_as_input(torch.randn(*shape, 16, generator=stream)),
+        last_states=seen_as_input(torch.randn(policies, n, 16, generator=stream)),
         actions=torch.randn(shape, generator=stream),
         log_density=torch.randn(shape, generator=stream) * 0.01 - 0.5,
         rewards=torch.randn(shape, generator=stream),
         terminated=torch.zeros(shape, dtype=torch.bool),
         truncated=torch.zeros(t, n, dtype=torch.bool),
-        final_states=torch.zeros(policies, 0, 16),
+        final_states=torch.zeros(policies, 0, INPUTS),
     )
 
 
@@ -244,14 +253,14 @@ def test_the_critics_update_is_autograds_and_adams() -> None:
     leaf = adam.weights.clone().requires_grad_()
     optimiser = torch.optim.Adam([leaf], lr=1e-3, eps=1e-5)
     turns = order(1)
-    ppo.improve_critic(Network(1, SMALL.batch, 8, 1, CPU), adam, seen, taught, turns, columns_of(1), SMALL.batch)
+    ppo.improve_critic(Network(1, SMALL.batch, 8, CPU), adam, seen, taught, turns, columns_of(1), SMALL.batch)
     states = seen.states.flatten(1, 2)
     for epoch in turns[0]:
         # 128 samples in batches of 48: the last is shorter.
         for rows in epoch.split(SMALL.batch):
-            w1, b1, w2, b2, w3, b3 = weights_of(leaf, 8, 1)
-            h = torch.tanh(torch.tanh(states[:, rows] @ w1.mT + b1) @ w2.mT + b2)
-            loss = SMALL.value * torch.nn.functional.mse_loss((h @ w3.mT + b3)[..., 0], taught[:, rows])
+            w1, w2, b2, w3, b3 = layers_of(leaf, 8, 1)
+            h = torch.tanh(torch.tanh(states[:, rows] @ w1) @ w2 + b2)
+            loss = SMALL.value * torch.nn.functional.mse_loss((w3 @ h.mT + b3)[:, 0], taught[:, rows])
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_([leaf], SMALL.max_gradient)
@@ -259,12 +268,18 @@ def test_the_critics_update_is_autograds_and_adams() -> None:
     torch.testing.assert_close(adam.weights, leaf.detach(), rtol=1e-5, atol=1e-6)
 
 
+def answers(adam: Adam, seen: Experience) -> Tensor:
+    """The actors' outputs (C, 2, T n) in every state of the rollout."""
+    network = Network(len(adam.weights), SMALL.samples, 8, CPU)
+    return network.forward(logistic(layers_of(adam.weights, 8, 2)), seen.states.flatten(1, 2))
+
+
 def acting(adam: Adam, seed: int) -> tuple[Experience, Tensor]:
     """A rollout whose actions the policies in ``adam`` drew, and the noise that they drew it with."""
     seen, policies = rollout(len(adam.weights), seed), len(adam.weights)
-    outputs = Network(policies, SMALL.samples, 8, 2, CPU).forward(adam.weights, seen.states.flatten(1, 2))
+    outputs = answers(adam, seen)
     noise = torch.randn(policies, SMALL.samples, generator=generator(seed + 1))
-    mean, log_sd = outputs[..., 0], bounded_log_sd(outputs[..., 1])
+    mean, log_sd = outputs[:, 0], bounded_log_sd(outputs[:, 1])
     actions = mean + log_sd.exp() * noise
     shape = seen.actions.shape
     density = log_density(actions, mean, log_sd)
@@ -281,7 +296,7 @@ def test_a_policy_that_has_moved_far_enough_stands_still_and_the_others_go_on() 
         # As if a policy far away had drawn the second's actions: its divergence is large from the first batch on.
         seen.log_density[1] -= 2.0
         columns = columns_of(2, target_kl=target)
-        network = Network(2, SMALL.batch, 8, 2, CPU)
+        network = Network(2, SMALL.batch, 8, CPU)
         figures = ppo.improve_actor(network, adam, seen, gains, turns[:, :epochs], columns, SMALL.batch)
         assert torch.isfinite(figures.kl).all()
         assert figures.kl[0] < 0.1 < 1.0 < figures.kl[1]
@@ -297,12 +312,11 @@ def test_an_update_follows_the_advantages() -> None:
     """Where higher actions paid and lower ones cost, the mean moves up."""
     adam = learner(1, 2)
     seen, noise = acting(adam, 7)
-    network = Network(1, SMALL.samples, 8, 2, CPU)
-    states = seen.states.flatten(1, 2)
-    before = network.forward(adam.weights, states)
+    network = Network(1, SMALL.samples, 8, CPU)
+    before = answers(adam, seen)
     figures = ppo.improve_actor(network, adam, seen, noise, order(1), columns_of(1, entropy=0.0), SMALL.batch)
-    after = network.forward(adam.weights, states)
-    assert (after[..., 0] > before[..., 0]).float().mean() > 0.75
+    after = answers(adam, seen)
+    assert (after[:, 0] > before[:, 0]).float().mean() > 0.75
     assert 0.0 < float(figures.kl) < 0.1
     assert float(figures.gradient) > 0.0
     assert float(figures.entropy) < math.log(2.0)

@@ -5,15 +5,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from layer3 import contract
 from layer3.agent.environment import EnvironmentConfig
-from layer3.agent.networks import initial_weights
+from layer3.agent.networks import INPUTS, Network, initial_weights
 from layer3.agent.population import Settings
 from layer3.agent.ppo import Experience, PPOConfig
 from layer3.agent.team import Member, Team
 from tests.agent.worlds import planted
 
-CONFIG = PPOConfig(steps=4_096, environments=16, rollout=64, hidden=16)
+CONFIG = PPOConfig(steps=4_096, environments=16, rollout=64, batch=300, hidden=16)
 #: Shorter than a rollout, so that windows run into their time limit within one.
 ENVIRONMENT = EnvironmentConfig(episode_steps=50)
 
@@ -23,17 +22,18 @@ def rollout(device: str, *, on_host: bool) -> tuple[Team, Experience, Tensor]:
     members = [
         Member(seed, (range(1_000 + 300 * seed),), Settings(CONFIG, ENVIRONMENT), f"seed {seed}") for seed in (1, 2)
     ]
-    team = Team(bars, [slice(0, 1), slice(1, 2)], members, torch.device(device), on_host)
-    shape, dim = (2, CONFIG.rollout, CONFIG.environments), contract.STATE_DIM
+    network = Network(1, CONFIG.environments, CONFIG.hidden, torch.device(device))
+    team = Team(bars, [slice(0, 1), slice(1, 2)], members, network, torch.device(device), on_host)
+    shape = (2, CONFIG.rollout, CONFIG.environments)
     seen = Experience(
-        states=torch.empty(*shape, dim, device=device),
-        last_states=torch.empty(2, CONFIG.environments, dim, device=device),
+        states=torch.ones(*shape, INPUTS, device=device),
+        last_states=torch.ones(2, CONFIG.environments, INPUTS, device=device),
         actions=torch.empty(shape, device=device),
         log_density=torch.empty(shape, device=device),
         rewards=torch.empty(shape, device=device),
         terminated=torch.zeros(shape, dtype=torch.bool, device=device),
         truncated=torch.zeros(shape[1:], dtype=torch.bool, device=device),
-        final_states=torch.empty(2, 0, dim, device=device),
+        final_states=torch.empty(2, 0, INPUTS, device=device),
     )
     growth = torch.empty(shape, dtype=torch.float64, device=device)
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
@@ -65,3 +65,16 @@ def test_accounts_of_torch_walk_as_those_of_numpy(device: str) -> None:
         torch.testing.assert_close(ours, theirs.cpu(), rtol=1e-4, atol=1e-5)
     for ours, theirs in ((seen.terminated, met.terminated), (seen.truncated, met.truncated)):
         assert torch.equal(ours, theirs.cpu())
+
+
+def test_every_epoch_sees_each_sample_once_and_reads_a_batch_forwards() -> None:
+    team, _, _ = rollout("cpu", on_host=True)
+    orders = team.orders()
+    samples = CONFIG.environments * CONFIG.rollout
+    assert orders.shape == (2, CONFIG.epochs, samples)
+    np.testing.assert_array_equal(np.sort(orders, axis=-1), np.broadcast_to(np.arange(samples), orders.shape))
+    for first in range(0, samples, CONFIG.batch):
+        assert (np.diff(orders[..., first : first + CONFIG.batch]) > 0).all()
+    batches = {order[: CONFIG.batch].tobytes() for order in orders.reshape(-1, samples)}
+    # Nobody's epochs are alike.
+    assert len(batches) == 2 * CONFIG.epochs
