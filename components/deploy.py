@@ -37,7 +37,8 @@ def deploy(
 
     from layer3 import storage
     from layer3.agent.policy_file import load_policy
-    from layer3.errors import HimariError, ReleaseError
+    from layer3.errors import ReleaseError
+    from serving.champion_alias import told
     from serving.platforms.connect import connect
     from serving.platforms.target import Target
     from serving.registry import container_spec, promote
@@ -64,22 +65,12 @@ def deploy(
         }
     )
     record = result.to_json()
-    steps = record.pop("steps")
+    del record["steps"]
     note.metadata.update(metadata(record))
-    lines = [
-        f"# {result.outcome.capitalize()}: {result.model_id}",
-        "",
-        f"Run {run_id}. Before it: {result.previous or 'nothing'}.",
-        "",
-        *(f"- {step['name']}: {step['seconds']:.2f} s {step['detail']}".rstrip() for step in steps),
-    ]
+    text = result.to_markdown()
     if vertex and registered.metadata["registered"]:
-        try:
-            named = promote(place_of(vertex), registered.metadata["resourceName"])
-        except HimariError as error:  # it serves all the same, and the run must not say that it does not
-            named = f"WARNING: the model registry still names another champion: {error}. `make registry` says it again."
-        lines += ["", named]
-    place(note).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
-    done = ", ".join(step["name"] for step in steps)
+        text += "\n\n" + told(lambda: promote(place_of(vertex), registered.metadata["resourceName"]))
+    place(note).write_text(text + "\n", encoding="utf-8")
+    print(text)
+    done = ", ".join(step.name for step in result.steps)
     print(f"{result.outcome.capitalize()} {result.model_id}" + (f" after {done}" if done else ""))

@@ -56,6 +56,17 @@ class Release:
         """The same as plain JSON data."""
         return {**asdict(self), "steps": [asdict(step) for step in self.steps]}
 
+    def to_markdown(self) -> str:
+        """The same for a reader, without a line's end at its end."""
+        lines = [
+            f"# {self.outcome.capitalize()}: {self.model_id}",
+            "",
+            f"Run {self.run_id}. Before it: {self.previous or 'nothing'}.",
+            "",
+            *(f"- {step.name}: {step.seconds:.2f} s {step.detail}".rstrip() for step in self.steps),
+        ]
+        return "\n".join(lines)
+
 
 def release(
     candidate: Path,
@@ -230,16 +241,13 @@ def _rollback(chosen: argparse.Namespace) -> int:
 
 
 def _tell_registry(chosen: argparse.Namespace) -> None:
-    """Let the model registry name what serves now. What serves does not depend on it, so that a failure is told."""
+    """Let the model registry name what serves now."""
     if chosen.cloud is None:
         return
-    from serving.champion_alias import follow
+    from serving.champion_alias import follow, told
     from serving.cloud import load_cloud
 
-    try:
-        _say(follow(load_cloud(chosen.cloud)))
-    except HimariError as error:
-        _say(f"WARNING: the model registry still names another champion: {error}. `make registry` says it again.")
+    _say(told(lambda: follow(load_cloud(chosen.cloud))))
 
 
 def _status(chosen: argparse.Namespace) -> int:
