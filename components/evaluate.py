@@ -6,6 +6,7 @@ from kfp import dsl
 
 from components.artifacts import log_metrics, metadata, place
 from components.image import BASE_IMAGE, IMAGE
+from components.live import progress
 
 
 @dsl.component(base_image=BASE_IMAGE, target_image=IMAGE)
@@ -31,18 +32,14 @@ def evaluate(
         store: Folder or gs:// URI that holds models/, channels/ and trials/.
         seed: Seed of every random draw.
     """
-    import os
     from pathlib import Path
 
     from layer3 import judging
     from layer3.backtest.tables import missing_sections
 
-    live = os.environ.get("HIMARI_PROGRESS") == "1"
-
     def tell(section: str, done: int, total: int) -> None:
         print(f"{section.replace('_', ' ')} ({done + 1} of {total})", flush=True)
-        if live:
-            print(f"::progress {done} {total}", flush=True)
+        progress(done, total)
 
     result = judging.judge_policy(
         Path(candles.path),

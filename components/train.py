@@ -4,6 +4,7 @@ from kfp import dsl
 
 from components.artifacts import log_metrics, metadata, place
 from components.image import BASE_IMAGE, IMAGE
+from components.live import progress
 
 
 @dsl.component(base_image=BASE_IMAGE, target_image=IMAGE)
@@ -29,8 +30,6 @@ def train(
         members: Policies in the ensemble; their mean is the answer.
         store: Folder or gs:// URI that holds checkpoints/ and trials/.
     """
-    import os
-    from dataclasses import asdict
     from pathlib import Path
 
     from layer3 import workflow
@@ -40,10 +39,8 @@ def train(
     from layer3.agent.log import TrainingLog
     from layer3.agent.population import Report
     from layer3.agent.ppo import PPOConfig
-    from layer3.backtest.learning import TrainingContext, render_curves, render_untrained
     from layer3.machine import compute_device, cores
 
-    live = os.environ.get("HIMARI_PROGRESS") == "1"
     names = [f"seed-{number}" for number in range(seed, seed + members)]
     device = compute_device()
     needed = memory_needed(members, PPOConfig(steps=steps), int(features.metadata["rows"]), device, cores())
@@ -52,8 +49,7 @@ def train(
     with EventLog(place(events), names) as written:
 
         def tell(report: Report) -> None:
-            if live:
-                print(f"::progress {report.steps} {report.total_steps}", flush=True)
+            progress(report.steps, report.total_steps)
             log(report)
             written(report)
 
@@ -74,20 +70,9 @@ def train(
     about = {name: model.metadata[name] for name in ("model_id", "symbol", "synthetic", "seed", "data_sha256")}
     curves.metadata.update(about)
     events.metadata.update({**about, "format": "TensorBoard event files, one folder per member"})
-    context = TrainingContext(
-        symbol=manifest["symbol"],
-        source=manifest["data"]["source"],
-        synthetic=manifest["synthetic"],
-        seeds=tuple(member.seed for member in fitted.members),
-        device=device,
-        model_id=fitted.policy.model_id,
-        settings=asdict(fitted.members[0].settings) if fitted.members else {},
-    )
+    place(curves).write_text(workflow.curves_page(fitted, device), encoding="utf-8")
     if fitted.refusal:
-        place(curves).write_text(render_untrained(context, fitted.refusal), encoding="utf-8")
         print(f"Nothing was trained: {fitted.refusal}")
         return
-    page = render_curves(context, {name: member.curves for name, member in zip(names, fitted.members, strict=True)})
-    place(curves).write_text(page, encoding="utf-8")
     crowd = f" of {members} members" if members > 1 else ""
     print(f"Policy {fitted.policy.model_id}{crowd}, {steps:,} steps on {device}")

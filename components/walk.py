@@ -4,6 +4,7 @@ from kfp import dsl
 
 from components.artifacts import place
 from components.image import BASE_IMAGE, IMAGE
+from components.live import progress
 
 
 @dsl.component(base_image=BASE_IMAGE, target_image=IMAGE)
@@ -33,18 +34,10 @@ def walk(
         steps: Environment steps of each policy.
         store: Folder or gs:// URI that holds checkpoints/ and trials/.
     """
-    import os
     from pathlib import Path
 
     from layer3 import walk_forward
-    from layer3.agent.population import Report
     from layer3.machine import compute_device
-
-    live = os.environ.get("HIMARI_PROGRESS") == "1"
-
-    def tell(report: Report) -> None:
-        if live:
-            print(f"::progress {report.steps} {report.total_steps}", flush=True)
 
     # Numbers in lists arrive as floats.
     numbers = [int(number) for number in group]
@@ -58,7 +51,7 @@ def walk(
         steps=steps,
         store=store,
         device=compute_device() if numbers else "cpu",
-        on_progress=tell,
+        on_progress=lambda report: progress(report.steps, report.total_steps),
     )
     policies.metadata.update({"folds": numbers, "kind": kind, "seeds": list(made.seeds), "refusal": made.refusal})
     if made.refusal:

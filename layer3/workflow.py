@@ -33,7 +33,7 @@ from layer3.version import source_sha256
 if TYPE_CHECKING:
     from layer3.agent.population import Report, Settings, Trained
 
-__all__ = ["MAX_MEMBERS", "Fitted", "checkpoint_address", "fit", "ingest", "load_candles", "splits_of"]
+__all__ = ["MAX_MEMBERS", "Fitted", "checkpoint_address", "curves_page", "fit", "ingest", "load_candles", "splits_of"]
 
 #: Largest ensemble; every member costs the server one more pass through a network.
 MAX_MEMBERS: Final = 64
@@ -229,6 +229,25 @@ def _saved(
     if checkpoint is not None:
         storage.remove(checkpoint)
     return policy
+
+
+def curves_page(fitted: Fitted, device: str) -> str:
+    """The page of the training, which was on ``device``: what every member went through, or why there was none."""
+    from layer3.backtest.learning import TrainingContext, render_curves, render_untrained
+
+    manifest, members = fitted.policy.manifest, fitted.members
+    context = TrainingContext(
+        symbol=manifest["symbol"],
+        source=manifest["data"]["source"],
+        synthetic=manifest["synthetic"],
+        seeds=tuple(member.seed for member in members),
+        device=device,
+        model_id=fitted.policy.model_id,
+        settings=asdict(members[0].settings) if members else {},
+    )
+    if fitted.refusal:
+        return render_untrained(context, fitted.refusal)
+    return render_curves(context, {f"seed-{member.seed}": member.curves for member in members})
 
 
 def checkpoint_address(store: str, info: Mapping[str, Any], training: Sequence[Any]) -> str:
