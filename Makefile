@@ -16,7 +16,8 @@ DATA = synthetic:$(MARKET)
 SYMBOL =
 SEED = 1
 STEPS = 500000
-MEMBERS = 1
+# Policies whose mean is served; empty means the pipeline's own default.
+MEMBERS =
 # Of the walk-forward: folds (0 for none), policies per fold, and rolling or expanding training windows.
 FOLDS = 6
 FOLD_SEEDS = 2
@@ -63,7 +64,7 @@ MAX_COST =
 WAIT =
 CRON =
 SPEC = build/training$(if $(CUSTOM_JOB),-custom-job).yaml
-RUN_OPTIONS = --data="$$DATA" --symbol="$$SYMBOL" --seed="$$SEED" --steps="$$STEPS" --members="$$MEMBERS" --folds="$$FOLDS" --fold-seeds="$$FOLD_SEEDS" --fold-kind="$$FOLD_KIND" --override-name="$$OVERRIDE_NAME" --override-reason="$$OVERRIDE_REASON" $(if $(THRESHOLD),--threshold="$$THRESHOLD") $(if $(GATE),--gate="$$GATE") $(if $(SIZING),--sizing="$$SIZING")
+RUN_OPTIONS = --data="$$DATA" --symbol="$$SYMBOL" --seed="$$SEED" --steps="$$STEPS" --folds="$$FOLDS" --fold-seeds="$$FOLD_SEEDS" --fold-kind="$$FOLD_KIND" --override-name="$$OVERRIDE_NAME" --override-reason="$$OVERRIDE_REASON" $(if $(MEMBERS),--members="$$MEMBERS") $(if $(THRESHOLD),--threshold="$$THRESHOLD") $(if $(GATE),--gate="$$GATE") $(if $(SIZING),--sizing="$$SIZING")
 # Policies behind each number of an experiment; empty means the experiment's own default.
 SEEDS =
 # Where the images are kept: REGION-docker.pkg.dev/PROJECT/NAME. As whom Cloud Build makes them, if not as its default.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from layer3 import workflow
 from layer3.backtest.folds import KINDS, shared_out
@@ -13,7 +13,11 @@ from layer3.errors import ConfigurationError
 from layer3.market import exchange, simulator, sources
 from layer3.sizing.config import chain_config_text
 
-__all__ = ["add_options", "checked"]
+__all__ = ["MEMBERS", "add_options", "checked"]
+
+#: Policies whose mean is served where nobody says how many, here and on Vertex. One seed's policy may leave good
+#: signals alone and be rejected for it; four seldom do so together (docs/training.md).
+MEMBERS: Final = 4
 
 
 def add_options(parser: argparse.ArgumentParser, *, folds: int, fold_seeds: int) -> None:
@@ -28,7 +32,9 @@ def add_options(parser: argparse.ArgumentParser, *, folds: int, fold_seeds: int)
     parser.add_argument("--symbol", default="", help="name of the market, e.g. BTC-USDT (from the data where possible)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the training (1)")
     parser.add_argument("--steps", type=int, default=500_000, help="environment steps of the training (500000)")
-    parser.add_argument("--members", type=int, default=1, help="policies trained together, whose mean is served (1)")
+    parser.add_argument(
+        "--members", type=int, default=MEMBERS, help="policies trained together, whose mean is served (%(default)s)"
+    )
     parser.add_argument("--folds", type=int, default=folds, help="folds of the walk-forward, 0 for none (%(default)s)")
     parser.add_argument("--fold-seeds", type=int, default=fold_seeds, help="policies per fold (%(default)s)")
     parser.add_argument("--fold-kind", choices=KINDS, default="rolling", help="training windows of the folds (rolling)")

@@ -18,13 +18,14 @@ from typing import Any, Final
 
 from layer3 import storage
 from layer3.errors import HimariError
+from pipelines.arguments import MEMBERS
 from pipelines.manifest import parse_manifest
 from pipelines.prices import GPU_STEPS, Line, Prices, load_prices, number
 
 __all__ = ["DEFAULTS", "Estimate", "Work", "month_estimate", "render", "run_estimate"]
 
 #: What `make run-pipeline` asks of the training where nothing is said (tests/pipelines/test_cost.py compares).
-DEFAULTS: Final = {"train_steps": 500_000, "members": 1, "folds": 18, "fold_seeds": 5, "fold_groups": 6}
+DEFAULTS: Final = {"train_steps": 500_000, "members": MEMBERS, "folds": 18, "fold_seeds": 5, "fold_groups": 6}
 #: A past run tells how long training takes if it trained at least one such part, and at most so many times as much:
 #: what takes the same time whatever is trained counts for little then.
 _ALIKE: Final = 4.0

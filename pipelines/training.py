@@ -14,6 +14,7 @@ from components.register import register
 from components.reject import reject
 from components.train import train
 from components.walk import walk
+from pipelines.arguments import MEMBERS
 from pipelines.machines import Machine, t4
 
 NAME = "himari-training"
@@ -35,7 +36,7 @@ def build(machine: Machine = t4) -> Any:
         data_version: str = "",
         seed: int = 1,
         train_steps: int = 500_000,
-        members: int = 1,
+        members: int = MEMBERS,
         sharpe_threshold: float = 1.0,
         serving_image: str = "himari-serving:unset",
         sizing: str = "",

@@ -38,7 +38,12 @@ def test_run_local_without_limits_names_none(tmp_path: Path) -> None:
     assert {"--folds=6", "--fold-seeds=2", "--fold-kind=rolling", "--override-name=", "--override-reason="} <= set(
         shown
     )
-    assert not [word for word in shown if word.startswith(("--threshold", "--gate", "--sizing"))]
+    assert not [word for word in shown if word.startswith(("--threshold", "--gate", "--sizing", "--members"))]
+
+
+@pytest.mark.parametrize("target", ["run-local", "run-pipeline", "schedule"])
+def test_the_size_of_the_ensemble(tmp_path: Path, target: str) -> None:
+    assert "--members=8" in say(tmp_path, target, "MEMBERS=8")
 
 
 def test_the_gates_limits_and_who_overrides_it(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import compile as compiler
 from layer3.errors import ConfigurationError
 from pipelines import cost, submit
+from pipelines.arguments import MEMBERS
 from pipelines.cost import month_estimate, render, run_estimate
 from pipelines.manifest import SCHEMA, write_manifest
 from pipelines.prices import GPU_STEPS, Price, load_prices
@@ -145,7 +146,7 @@ def test_what_a_run_is_asked_to_train_is_in_its_estimate(tmp_path: Path) -> None
     start, train, walk = assumed.gpu_start_minutes, assumed.step_minutes["train"], assumed.step_minutes["walk"]
     assert gpu_hours(tmp_path) == pytest.approx((7 * start + train + walk) / 60)
     assert gpu_hours(tmp_path, train_steps=5_000_000) == pytest.approx((7 * start + 10 * (train + walk)) / 60)
-    assert gpu_hours(tmp_path, members=8) == pytest.approx((7 * start + 8 * train + walk) / 60)
+    assert gpu_hours(tmp_path, members=8) == pytest.approx((7 * start + 8 / MEMBERS * train + walk) / 60)
     assert gpu_hours(tmp_path, fold_seeds=10, folds=9) == pytest.approx((7 * start + train + walk) / 60)
     assert gpu_hours(tmp_path, folds=0) == pytest.approx((2 * start + train) / 60)
     assert run_estimate(load_prices(TABLE), str(tmp_path), {"train_steps": 10**9}).usd > 10

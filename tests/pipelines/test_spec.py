@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 import compile as compiler
+from pipelines.arguments import MEMBERS
 from pipelines.spec import LOCAL_COMMAND, branches, defaults, leaves, localised
 
 
@@ -75,6 +76,7 @@ def test_defaults(spec):
     known = defaults(spec)
     assert known["data"] == "synthetic:default"
     assert known["seed"] == 1
+    assert known["members"] == MEMBERS > 1, "a run begun in the console serves an ensemble too"
     assert "store" not in known
 
 
