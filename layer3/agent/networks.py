@@ -108,7 +108,7 @@ class Network:
             self._activations = [buffer[: math.prod(shape)].view(shape) for buffer in self._buffers]
         s1, s2, _ = self._activations
         torch.bmm(x, layers.w1, out=s1).sigmoid_()
-        torch.baddbmm(layers.b2, s1, layers.w2, out=s2).sigmoid_()
+        torch.bmm(s1, layers.w2, out=s2).add_(layers.b2).sigmoid_()
         # Few rows times many columns takes a third less time than many rows times few.
         return torch.baddbmm(layers.b3, layers.w3, s2.mT)
 
@@ -152,9 +152,11 @@ class Adam:
         self._square.lerp_(self.gradient.square_(), alive * (1.0 - second))
         # A row that never moved has no steps: its correction is anything but zero.
         count = self._steps.clamp_min(1.0)
-        spread = (1.0 - second**count).sqrt_()
+        # 1 - decay^count, by a quicker and closer way than a power.
+        by_mean, by_square = (torch.expm1(count * math.log(decay)).neg_() for decay in _DECAYS)
+        spread = by_square.sqrt_()
         # Infinite where nothing may move. The gradient has served: its memory is at hand.
-        slowness = (1.0 - first**count).div_(spread * rate * alive)
+        slowness = by_mean.div_(spread * rate * alive)
         torch.sqrt(self._square, out=self.gradient).add_(spread.mul_(_EPSILON)).mul_(slowness)
         self.weights.addcdiv_(self._mean, self.gradient, value=-1.0)
         return norm
