@@ -10,10 +10,9 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Run", "alone", "measure"]
+from layer3 import machine
 
-#: What OpenMP, OpenBLAS and MKL read when they are loaded.
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+__all__ = ["Run", "alone", "measure"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def alone(module: str, function: str, *arguments: Any, **named: Any) -> Any:
     Whoever wants more threads than that starts them in ``function``. Modules go by name, so that
     the process loads no trainer's libraries but its own.
     """
-    os.environ |= dict.fromkeys(_THREADS, "1")
+    os.environ |= machine.ONE_THREAD
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_call, module, function, arguments, named).result()
 

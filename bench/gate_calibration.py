@@ -21,6 +21,7 @@ from bench.calibration.picture import draw, write_section
 from bench.calibration.plan import FULL, Plan, Task, tasks
 from bench.calibration.summary import cells, levels, report
 from bench.calibration.work import Line, Remembered, code_version, do, remaining
+from layer3 import machine
 from layer3.errors import HimariError
 from layer3.experiments.workers import workers
 from layer3.market import sources
@@ -82,7 +83,7 @@ def _finish(
     if not todo:
         return
     # Read when numpy and torch are loaded; each process is to use one core.
-    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    os.environ |= machine.ONE_THREAD
     progress = _Progress(todo, sum(len(task.numbers) for task in everything))
     queue = list(todo)
     with workers(jobs, partial(_do, version=version, path=path)) as crew:

@@ -25,6 +25,8 @@ from kfp.local import executor_input_utils, status, subprocess_task_handler
 from kfp.local.orchestrator import task_executor
 from kfp.local.orchestrator.orchestrator_utils import OrchestratorUtils
 
+from layer3 import machine
+
 __all__ = ["Execution", "Watcher", "observed"]
 
 _PROGRESS: Final = "::progress "
@@ -181,7 +183,8 @@ def _run(
     children: Children,
 ) -> int:
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, **variables, "PYTHONPATH": os.pathsep.join(paths), "HIMARI_PROGRESS": "1"}
+    own = {"PYTHONPATH": os.pathsep.join(paths), "HIMARI_PROGRESS": "1"}
+    environment = {**machine.ONE_THREAD, **os.environ, **variables, **own}
     with (
         log.open("a", encoding="utf-8") as file,
         subprocess.Popen(

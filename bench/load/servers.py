@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from layer3 import machine
+
 __all__ = ["Contender", "Running", "contenders", "free_port", "memory", "running", "seconds_to_ready"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _KEY = "bench-0123456789abcdef0123456789abcdef"
-#: No library may use a second thread: one core each.
-_THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _NOT_INHERITED = ("AIP_HTTP_PORT", "AUTH", "HOST", "K_SERVICE", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")
 _PATIENCE_S = 60.0
 
@@ -76,7 +76,7 @@ def running(
     """The contender on ``cores`` until the block ends, not waited for; what it prints goes to ``log``."""
     port = free_port()
     inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
-    own = {**_THREADS, **contender.environment, "PORT": str(port), "HOST": "127.0.0.1"}
+    own = {**machine.ONE_THREAD, **contender.environment, "PORT": str(port), "HOST": "127.0.0.1"}
     started = time.perf_counter()
     with (
         log.open("ab") as output,

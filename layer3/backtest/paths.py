@@ -48,8 +48,7 @@ MIN_BLOCKS: Final = 10
 _LOOK_BACK_HOURS: Final = 100 * 24
 #: Logarithms of prices that differ by less are equal.
 _ROUNDING: Final = 1e-12
-#: States that one matrix product of the policy holds. A product of another shape rounds otherwise; and one so small
-#: is not spread over threads, which at these sizes is slow where another program wants the cores.
+#: States of one batch of the policy's: a product of another shape rounds otherwise.
 _ROWS: Final = 16
 #: Paths that are walked together: more do not make it faster. Fewer where they would not fit.
 _TOGETHER: Final = 13 * _ROWS

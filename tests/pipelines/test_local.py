@@ -21,6 +21,7 @@ from kfp.local import executor_input_utils, subprocess_task_handler
 from kfp.local.orchestrator import task_executor
 
 import compile as compiler
+from layer3 import machine
 from layer3.agent.policy_file import load_policy
 from layer3.errors import ConfigurationError, PipelineError
 from layer3.market.simulator import MarketSpec, simulate
@@ -460,6 +461,17 @@ def test_a_step_that_is_killed_says_by_what_and_not_what_kfp_printed(tmp_path):
     assert observe._run([sys.executable, "-c", code], {}, ROOT, log, lambda *_: None, observe.Children()) == -9
     said = trace._tail(log).splitlines()
     assert said == ["Steps 1", "The step's process was ended by SIGKILL; is there enough memory?"]
+
+
+def test_a_steps_libraries_use_one_thread_unless_told_otherwise(tmp_path, monkeypatch):
+    for name in machine.ONE_THREAD:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    log = tmp_path / "evaluate.log"
+    code = f"import os; print(*(os.environ.get(name) for name in {sorted(machine.ONE_THREAD)}))"
+    assert observe._run([sys.executable, "-c", code], {}, ROOT, log, lambda *_: None, observe.Children()) == 0
+    assert sorted(machine.ONE_THREAD) == ["MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"]
+    assert log.read_text().split() == ["1", "3", "1"]
 
 
 def test_a_flat_market_is_a_finding_of_every_criterion(tmp_path, spec):
