@@ -50,8 +50,9 @@ Kind = Literal["run", "tune", "assets", "walk_forward"]
 VALIDATION_SHARPE: Final = "validation_sharpe"
 STITCHED_SHARPE: Final = "stitched_sharpe"
 
-#: Fewest degrees of freedom that a spread among trials is believed from.
-LEAST_FREEDOM: Final = 4
+#: Fewest degrees of freedom that a spread among trials is believed from. The members of one run and of its walk-forward
+#: have seven at most by default, and seeds of one setting say little of how far other settings lie apart.
+LEAST_FREEDOM: Final = 8
 _FOLDER: Final = "trials"
 _SCHEMA: Final = 1
 #: Stablecoins and the dollar quote one market.

@@ -194,7 +194,7 @@ def test_one_ratio_has_no_spread(store: str) -> None:
     assert variance(store) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("seeds", [2, 4, 5, 9])
+@pytest.mark.parametrize("seeds", [2, 5, 8, 9, 12])
 def test_the_spread_of_a_few_is_not_believed(tmp_path: Path, seeds: int) -> None:
     """Two seeds that happen to agree would say that trying costs nothing."""
     ratios = [1.0 + 1e-7 * number for number in range(seeds)]
