@@ -8,10 +8,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-__all__ = ["ONE_THREAD", "compute_device", "cores", "memory"]
+__all__ = ["ONE_THREAD", "compute_device", "cores", "memory", "thread_limits"]
 
-#: What OpenMP, OpenBLAS and MKL read when they are loaded. Products as small as ours take several times as long when
-#: they are spread over threads of which one waits for a core; what wants more cores starts workers of its own.
+#: What OpenMP, OpenBLAS and MKL read when they are loaded. Products as small as ours take twice as long when they are
+#: spread over threads of which one waits for a core; what wants more cores starts workers of its own.
 ONE_THREAD: Final[Mapping[str, str]] = MappingProxyType(
     dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 )
@@ -25,6 +25,11 @@ def compute_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def thread_limits(environment: Mapping[str, str]) -> Mapping[str, str]:
+    """:data:`ONE_THREAD`, or nothing where ``environment`` says anything of threads itself."""
+    return {} if ONE_THREAD.keys() & environment.keys() else ONE_THREAD
 
 
 def cores() -> int:

@@ -66,6 +66,11 @@ def checked(options: argparse.Namespace) -> dict[str, Any]:
         )
     if not 1 <= options.members <= workflow.MAX_MEMBERS:
         raise ConfigurationError(f"members is {options.members}, expected 1 to {workflow.MAX_MEMBERS} policies")
+    if options.seed + options.members > 2**32:
+        raise ConfigurationError(
+            f"seed is {options.seed} and members is {options.members}: the last member's seed would be "
+            f"{options.seed + options.members - 1}, expected below 2^32; take a smaller seed"
+        )
     shared_out(options.folds, 1)
     if not 1 <= options.fold_seeds <= workflow.MAX_MEMBERS:
         raise ConfigurationError(f"fold_seeds is {options.fold_seeds}, expected 1 to {workflow.MAX_MEMBERS} policies")

@@ -184,7 +184,7 @@ def _run(
 ) -> int:
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     own = {"PYTHONPATH": os.pathsep.join(paths), "HIMARI_PROGRESS": "1"}
-    environment = {**machine.ONE_THREAD, **os.environ, **variables, **own}
+    environment = {**machine.thread_limits(os.environ), **os.environ, **variables, **own}
     with (
         log.open("a", encoding="utf-8") as file,
         subprocess.Popen(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final, Literal
 
+from layer3 import machine
 from layer3.errors import HimariError, LostWorkerError
 
 __all__ = ["Event", "Work", "Workers", "workers"]
@@ -83,9 +85,14 @@ def workers(count: int, work: Work) -> Iterator[Workers]:
             process = _PROCESSES.Process(target=_serve, args=(theirs, work), daemon=True)
             # A worker is deaf to Ctrl-C from its first moment, not only once it has imported everything.
             heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            # One core each. Its libraries ask the environment while they are imported, before any code of ours.
+            limits = machine.thread_limits(os.environ)
+            os.environ.update(limits)
             try:
                 process.start()
             finally:
+                for name in limits:
+                    del os.environ[name]
                 signal.pthread_sigmask(signal.SIG_SETMASK, heard)
             # Its end is open in the worker alone: when that dies, ours says so.
             theirs.close()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from layer3 import machine
 from layer3.errors import LostWorkerError, TrainingError
 from layer3.experiments.workers import workers
 from tests.fakes.processes import group, is_alive
@@ -103,3 +104,22 @@ def test_no_worker_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def limits(_: int, tell: Callable[[int], None]) -> list[str | None]:
+    return [os.environ.get(name) for name in machine.ONE_THREAD]
+
+
+@pytest.mark.parametrize("told", [None, "2"])
+def test_a_workers_libraries_keep_to_one_core_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, told: str | None
+) -> None:
+    for name in machine.ONE_THREAD:
+        monkeypatch.delenv(name, raising=False)
+    if told:
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+    before = dict(os.environ)
+    with workers(1, limits) as crew:
+        assert dict(os.environ) == before
+        crew.give(0, 1)
+        assert crew.listen().value == ([told, None, None] if told else ["1", "1", "1"])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from layer3 import machine
 from tests.fakes.docker import context, parse
 from tests.test_packaging import closure
 
@@ -66,7 +67,7 @@ def test_what_a_dockerfile_must_say(dockerfile: str) -> None:
     assert all(i.value.startswith("--from=build ") for i in last if i.name == "COPY")
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", told["USER"])
     assert told["STOPSIGNAL"] == "SIGTERM"
-    assert {"OMP_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=1"} <= set(told["ENV"].split())
+    assert {f"{name}={value}" for name, value in machine.ONE_THREAD.items()} <= set(told["ENV"].split())
     assert json.loads(told["ENTRYPOINT"])[0] in ("python", "python3")
     assert 'org.opencontainers.image.revision="${COMMIT}"' in told["LABEL"]
     assert 'org.opencontainers.image.base.name="${BASE}"' in told["LABEL"]

@@ -324,6 +324,7 @@ def test_the_real_bitcoin_file(shop):
         (["--data", "coinbas:BTC-USD"], "did you mean coinbase"),
         (["--symbol", "BTC-USDT"], "the data are synthetic"),
         (["--seed", "-1"], "seed is -1"),
+        (["--seed", str(2**32 - 3)], "the last member's seed would be 4294967296, expected below 2^32"),
         (["--steps", "10"], "steps is 10"),
         (["--steps", "99999999999999"], "expected 2,048 (one rollout) to 1,000,000,000"),
         (["--data", ""], "no data named"),
@@ -463,15 +464,17 @@ def test_a_step_that_is_killed_says_by_what_and_not_what_kfp_printed(tmp_path):
     assert said == ["Steps 1", "The step's process was ended by SIGKILL; is there enough memory?"]
 
 
-def test_a_steps_libraries_use_one_thread_unless_told_otherwise(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("told", "said"), [({}, ["1", "1", "1"]), ({"OMP_NUM_THREADS": "3"}, ["None", "3", "None"])])
+def test_a_steps_libraries_use_one_thread_unless_told_otherwise(tmp_path, monkeypatch, told, said):
     for name in machine.ONE_THREAD:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
     log = tmp_path / "evaluate.log"
     code = f"import os; print(*(os.environ.get(name) for name in {sorted(machine.ONE_THREAD)}))"
     assert observe._run([sys.executable, "-c", code], {}, ROOT, log, lambda *_: None, observe.Children()) == 0
     assert sorted(machine.ONE_THREAD) == ["MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"]
-    assert log.read_text().split() == ["1", "3", "1"]
+    assert log.read_text().split() == said
 
 
 def test_a_flat_market_is_a_finding_of_every_criterion(tmp_path, spec):
