@@ -260,8 +260,9 @@ def generalised_advantages(
 def values_of(critic: Network, layers: Layers, states: Tensor, batch: int) -> Tensor:
     """The critic's values (C, m) of ``states`` (C, m, 17), at most ``batch`` rows at a time."""
     count = states.shape[1]
-    if count < _FEWEST_ROWS:
-        states = torch.nn.functional.pad(states, (0, 0, 0, _FEWEST_ROWS - count))
+    missing = min(_FEWEST_ROWS, batch) - (count % batch or batch)
+    if missing > 0:
+        states = torch.nn.functional.pad(states, (0, 0, 0, missing))
     pieces = [critic.forward(layers, piece)[:, 0] for piece in states.split(batch, dim=1)]
     return torch.cat(pieces, dim=1)[:, :count]
 

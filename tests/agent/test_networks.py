@@ -124,6 +124,16 @@ def test_a_row_that_stands_still_keeps_every_bit_and_its_moments() -> None:
         assert not torch.equal(moved, adam.weights[1 - still])
 
 
+def test_a_row_that_never_moved_and_may_not_stays_as_it_is() -> None:
+    """Nothing is divided by nothing where there are no steps, no moments and no slope."""
+    adam = Adam(torch.tensor([[0.5, -0.25], [0.5, 0.0]]), torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(2, 1))
+    adam.gradient.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+    adam.step(torch.full((2, 1), 1e-2), torch.full((2, 1), 0.5), torch.tensor([[0.0], [1.0]]))
+    assert adam.weights[0].tolist() == [0.5, -0.25]
+    assert adam.weights[1].tolist() == pytest.approx([0.49, 0.0], abs=1e-6)
+    assert adam._steps.tolist() == [[0.0], [1.0]]
+
+
 def test_first_weights_are_orthogonal_and_come_from_the_given_stream() -> None:
     torch.manual_seed(1)
     state = torch.get_rng_state()

@@ -196,6 +196,15 @@ def test_a_checkpoint_may_be_taken_up_with_other_workers_and_a_finished_one_trai
     assert all(same(a, b) for a, b in zip(whole, finished, strict=True))
 
 
+def test_more_windows_than_a_batch_has_samples_share_the_buffers_too(bars: Bars) -> None:
+    wide = Settings(dataclasses.replace(TINY.ppo, environments=96, batch=64, steps=96 * TINY.ppo.rollout * 2))
+    arguments: dict[str, Any] = {"seeds": [1, 2, 3], "folds": [WINDOW], "settings": [wide]}
+    one, other = (train(bars, **arguments, workers=workers) for workers in (1, 2))
+    assert all(same(a, b) for a, b in zip(one, other, strict=True))
+    (alone,) = train(bars, seeds=[2], folds=[WINDOW], settings=[wide], workers=1)
+    assert differences(alone, one[1]) < 1e-5
+
+
 def written(bars: Bars, folder: Path) -> str:
     address = str(folder / "checkpoint.safetensors")
     train(bars, seeds=[1], folds=[WINDOW], settings=[TINY], checkpoint=address, checkpoint_every=4)

@@ -120,6 +120,30 @@ def test_ruin_is_the_end_and_worth_nothing_afterwards() -> None:
     assert far[0, 0] == pytest.approx(0.9 * -7.0)
 
 
+@pytest.mark.parametrize(
+    ("count", "batch", "rows"),
+    [
+        (200, 128, [128, 72]),
+        (129, 128, [128, 64]),
+        (128, 128, [128]),
+        (3, 128, [64]),
+        (50, 40, [40, 40]),
+        (3, 40, [40]),
+    ],
+)
+def test_no_product_has_so_few_rows_that_it_is_summed_otherwise(count: int, batch: int, rows: list[int]) -> None:
+    asked = []
+
+    class Watched(Constant):
+        def forward(self, layers: Layers, x: Tensor) -> Tensor:
+            asked.append(x.shape[1])
+            return super().forward(layers, x)
+
+    states = torch.randn(1, count, INPUTS, generator=generator(11))
+    assert torch.equal(ppo.values_of(Watched(), UNUSED, states, batch), states[..., 0])
+    assert asked == rows
+
+
 def test_advantages_are_normalised_per_policy() -> None:
     stream = generator(1)
     seen = experience(4, 3, rewards=torch.randn(1, 4, 3, generator=stream))
