@@ -43,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for size in SIZES:
             gains, lows = judged(bars, parts.test, groups(trained, size))
             if len(gains) > 1:
-                figures = [f"{figure:+.2f}" for figure in (gains.mean(), gains.std(ddof=1), gains.min())]
+                known = gains[np.isfinite(gains)]
+                spread = known.std(ddof=1) if len(known) > 1 else np.nan
+                figures = [f"{figure:+.2f}" for figure in (known.mean() if len(known) else np.nan, spread, gains.min())]
                 rows.append((name, size, *figures, f"{int((lows > 0.0).sum())} of {len(gains)}"))
     title("Gain over Kelly only on the test part, annualised Sharpe ratio, by the number of policies served as one")
     table(("SYNTHETIC market", "members", "mean", "deviation", "worst", "shown better than Kelly only"), rows)
