@@ -56,7 +56,7 @@ def evaluation(quick: bool) -> list[Requirement]:
     }
     title(
         f"One candidate: {effort.permutations} permutations of each of 2 kinds, {effort.resamples:,} resamples, "
-        "policy 16-128-128; seconds"
+        "one policy 16-128-128; seconds"
     )
     names = list(next(iter(found.values())).seconds)
     rows = [(name, *(f"{each.seconds[name]:.2f}" for each in found.values())) for name in names]
@@ -80,7 +80,7 @@ def permutations(quick: bool) -> list[Requirement]:
         found = measure(f"{paths:,} permutations, {what}", "judged", "permuted", paths, years, signals)
         rate = found.paths * found.bars / found.seconds
         rows.append((what, f"{found.seconds:.1f}", f"{rate:,.0f}", f"{found.peak_bytes / 2**30:.2f}"))
-    title(f"{paths:,} permutations of {years:g} years of hours through signals, chain and policy 16-128-128")
+    title(f"{paths:,} permutations of {years:g} years of hours through signals, chain and one policy 16-128-128")
     table(("", "seconds", "bars/s", "peak GiB"), rows)
     return []
 

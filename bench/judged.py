@@ -17,7 +17,8 @@ from layer3.backtest.paths import permutation_test
 
 __all__ = ["Evaluated", "Permuted", "evaluated", "permuted"]
 
-#: A policy of the pipeline's own size; how long it learned has no part in how long it takes to judge.
+#: One policy of the pipeline's own size, where the pipeline serves a mean of several; how long it learned has no part
+#: in how long it takes to judge.
 _TRAINING: Final = Settings(PPOConfig(steps=60_000))
 
 
