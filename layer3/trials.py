@@ -50,9 +50,8 @@ Kind = Literal["run", "tune", "assets", "walk_forward"]
 VALIDATION_SHARPE: Final = "validation_sharpe"
 STITCHED_SHARPE: Final = "stitched_sharpe"
 
-#: Fewest degrees of freedom that a spread among trials is believed from. The members of one run and of its walk-forward
-#: have seven at most by default, and seeds of one setting say little of how far other settings lie apart.
-LEAST_FREEDOM: Final = 8
+#: Fewest degrees of freedom between trainings of different settings that a spread among trials is believed from.
+LEAST_FREEDOM: Final = 4
 _FOLDER: Final = "trials"
 _SCHEMA: Final = 1
 #: Stablecoins and the dollar quote one market.
@@ -216,10 +215,12 @@ def _kept(address: str, policies: int) -> Returns:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How far apart annualised Sharpe ratios lie: their ``variance``, known to so many degrees of ``freedom``."""
+    """How far apart annualised Sharpe ratios lie: their ``variance``, known to so many degrees of ``freedom``, of which
+    ``between`` are between trainings that differ in more than their seed."""
 
     variance: float
     freedom: int
+    between: int
 
 
 def sharpe_spread(store: str, data_sha256: str) -> Spread | None:
@@ -239,25 +240,30 @@ def sharpe_spread(store: str, data_sha256: str) -> Spread | None:
     for trial in _related(store, data_sha256):
         for name, ratios in trial.ratios.items():
             groups.setdefault((trial.data.sha256, trial.data.sizing_sha256, name), {}).update(ratios)
-    samples = [sorted(set(ratios.values())) for ratios in groups.values()]
-    squares = [sum((value - sum(sample) / len(sample)) ** 2 for value in sample) for sample in samples if sample]
-    freedom = sum(len(sample) - 1 for sample in samples if sample)
-    return Spread(sum(squares) / freedom, freedom) if freedom else None
+    # Each value once, and whose it was, the seed apart.
+    owners = [
+        {value: json.dumps(json.loads(name)[:-1]) for name, value in ratios.items()} for ratios in groups.values()
+    ]
+    samples = [sorted(values) for values in owners if values]
+    squares = [sum((value - sum(sample) / len(sample)) ** 2 for value in sample) for sample in samples]
+    freedom = sum(len(sample) - 1 for sample in samples)
+    between = sum(len(set(values.values())) - 1 for values in owners if values)
+    return Spread(sum(squares) / freedom, freedom, between) if freedom else None
 
 
 def sharpe_variance(store: str, data_sha256: str) -> float | None:
     """The variance behind the best of so many trials (Bailey and Lopez de Prado 2014, eq. 6), where it is known.
 
-    ``None`` below ``LEAST_FREEDOM`` degrees of freedom: the spread of two seeds that happen to agree would
-    wave through what luck alone would show. The deflation then takes the trials as independent ones without an
-    edge, which is the safe side.
+    ``None`` below ``LEAST_FREEDOM`` degrees of freedom between settings: the spread of two that happen to agree would
+    wave through what luck alone would show, and members of one policy, however many, say nothing of how far apart
+    lies what is chosen among. The deflation then takes the trials as independent ones without an edge.
 
     Raises
     ------
     DataError : a record cannot be read
     """
     known = sharpe_spread(store, data_sha256)
-    return known.variance if known is not None and known.freedom >= LEAST_FREEDOM else None
+    return known.variance if known is not None and known.between >= LEAST_FREEDOM else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,16 +194,29 @@ def test_one_ratio_has_no_spread(store: str) -> None:
     assert variance(store) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("seeds", [2, 5, 8, 9, 12])
-def test_the_spread_of_a_few_is_not_believed(tmp_path: Path, seeds: int) -> None:
-    """Two seeds that happen to agree would say that trying costs nothing."""
-    ratios = [1.0 + 1e-7 * number for number in range(seeds)]
-    note(str(tmp_path), seeds=range(seeds), **sharpes(*ratios))
+@pytest.mark.parametrize("tried", [2, 4, 5, 9])
+def test_the_spread_of_a_few_is_not_believed(tmp_path: Path, tried: int) -> None:
+    """Two settings that happen to agree would say that trying costs nothing."""
+    ratios = [1.0 + 1e-7 * number for number in range(2 * tried)]
+    note(str(tmp_path), kind="tune", settings=[{"a": k} for k in range(tried)], seeds=[1, 2], **sharpes(*ratios))
     spread = trials.sharpe_spread(str(tmp_path), BTC.sha256)
     assert spread is not None
-    assert spread.freedom == seeds - 1
-    expected = pytest.approx(statistics.variance(ratios)) if seeds > trials.LEAST_FREEDOM else None
+    assert (spread.freedom, spread.between) == (2 * tried - 1, tried - 1)
+    expected = pytest.approx(statistics.variance(ratios)) if tried > trials.LEAST_FREEDOM else None
     assert trials.sharpe_variance(str(tmp_path), BTC.sha256) == expected
+
+
+@pytest.mark.parametrize(("members", "fold_seeds"), [(4, 2), (4, 5), (8, 2), (64, 64)])
+def test_the_members_of_a_run_are_not_what_was_chosen_among(tmp_path: Path, members: int, fold_seeds: int) -> None:
+    folds = [{BTC.sha256: [range(100)]}, {BTC.sha256: [range(200)]}]
+    stitched = [0.1 * number for number in range(fold_seeds)] * 2
+    note(str(tmp_path), seeds=range(members), **sharpes(*(1.0 + 1e-7 * number for number in range(members))))
+    scores = {trials.STITCHED_SHARPE: stitched}
+    note(str(tmp_path), kind="walk_forward", folds=folds, seeds=range(fold_seeds), scores=scores)
+    spread = trials.sharpe_spread(str(tmp_path), BTC.sha256)
+    assert spread is not None
+    assert (spread.freedom, spread.between) == (members + fold_seeds - 2, 0)
+    assert trials.sharpe_variance(str(tmp_path), BTC.sha256) is None
 
 
 def test_ratios_on_the_same_bars_are_one_sample_whichever_record_they_are_in(tmp_path: Path) -> None:
