@@ -118,7 +118,8 @@ def test_what_was_tried_is_counted_once_however_often_it_is_judged(done: Run, ju
     one, other = walk.seed_sharpes
     assert one is not None
     assert other is not None
-    assert trials.sharpe_spread(done.store, sha256) == trials.Spread(pytest.approx((one - other) ** 2 / 2), freedom=1, between=0)
+    spread = trials.Spread(pytest.approx((one - other) ** 2 / 2), freedom=1, between=0)
+    assert trials.sharpe_spread(done.store, sha256) == spread
 
 
 def test_what_was_tried_is_asked_whether_its_best_was_luck(done: Run, judged: Evaluation, tmp_path: Path) -> None:
