@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from layer3 import workflow
 from layer3.backtest.folds import KINDS, shared_out
@@ -12,12 +12,9 @@ from layer3.backtest.gate import gate_config_text, parse_override
 from layer3.errors import ConfigurationError
 from layer3.market import exchange, simulator, sources
 from layer3.sizing.config import chain_config_text
+from pipelines.defaults import MEMBERS
 
-__all__ = ["MEMBERS", "add_options", "checked"]
-
-#: Policies whose mean is served where nobody says how many, here and on Vertex. One seed's policy may leave good
-#: signals alone and be rejected for it; four seldom do so together (docs/training.md).
-MEMBERS: Final = 4
+__all__ = ["add_options", "checked"]
 
 
 def add_options(parser: argparse.ArgumentParser, *, folds: int, fold_seeds: int) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from layer3 import storage
 from layer3.errors import HimariError
-from pipelines.arguments import MEMBERS
+from pipelines.defaults import MEMBERS
 from pipelines.manifest import parse_manifest
 from pipelines.prices import GPU_STEPS, Line, Prices, load_prices, number
 

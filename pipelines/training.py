@@ -14,7 +14,7 @@ from components.register import register
 from components.reject import reject
 from components.train import train
 from components.walk import walk
-from pipelines.arguments import MEMBERS
+from pipelines.defaults import MEMBERS
 from pipelines.machines import Machine, t4
 
 NAME = "himari-training"

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import compile as compiler
 from layer3.errors import ConfigurationError
 from pipelines import cost, submit
-from pipelines.arguments import MEMBERS
 from pipelines.cost import month_estimate, render, run_estimate
+from pipelines.defaults import MEMBERS
 from pipelines.manifest import SCHEMA, write_manifest
 from pipelines.prices import GPU_STEPS, Price, load_prices
 from pipelines.spec import leaves

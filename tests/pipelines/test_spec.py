@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import compile as compiler
-from pipelines.arguments import MEMBERS
+from pipelines.defaults import MEMBERS
 from pipelines.spec import LOCAL_COMMAND, branches, defaults, leaves, localised
 
 
