@@ -26,6 +26,8 @@ import os
 import sys
 from typing import Any
 
+from layer3 import machine
+
 __all__ = ["main"]
 
 
@@ -33,8 +35,7 @@ def main() -> int:
     """Serve until SIGTERM or Ctrl-C; returns the process's exit status."""
     # Before numpy is imported, which asks once. One prediction is too small to share among threads, and a container
     # has one core: threads would only wait for each other.
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
+    os.environ.update(machine.thread_limits(os.environ))
     gc.disable()  # until everything is imported: there is nothing to collect, and it looks a hundred times
     _leave_out_uvicorns_command_line()
     from layer3.errors import ConfigurationError
