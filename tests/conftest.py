@@ -6,10 +6,13 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from tests.fakes.gcs import FakeGcs
 
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("here", deadline=None)
@@ -74,3 +77,14 @@ def what_fails_ends_its_children() -> Iterator[None]:
     patch.setattr(subprocess.Popen, "__exit__", killed)
     yield
     patch.undo()
+
+
+@pytest.fixture(params=["local", "gs"])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Address of an empty store, on this machine and in a bucket."""
+    if request.param == "local":
+        yield str(tmp_path / "store")
+        return
+    with FakeGcs("bucket") as fake:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake.url)
+        yield "gs://bucket/deep"

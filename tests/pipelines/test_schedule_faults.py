@@ -24,12 +24,17 @@ def request_(compiled: Path, cloud: World) -> Request:
     return on_schedule(Request(spec, parameters, {"contract": "himari-state-1"}))
 
 
+@pytest.fixture
+def scheduler(cloud: World) -> Scheduler:
+    """One that does not wait before it asks again."""
+    return Scheduler(cloud.cloud, sleep=lambda seconds: None)
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", ["ListSchedules", "CreateSchedule", "UpdateSchedule"])
 def test_a_call_that_got_no_answer_makes_no_second_schedule(
-    cloud: World, request_: Request, name: str, fault: dict[str, Any]
+    cloud: World, scheduler: Scheduler, request_: Request, name: str, fault: dict[str, Any]
 ) -> None:
-    scheduler = Scheduler(cloud.cloud, sleep=lambda seconds: None)
     if name == "UpdateSchedule":
         scheduler.put(request_, CRON)
     cloud.vertex.fail(name, **fault)
@@ -41,9 +46,8 @@ def test_a_call_that_got_no_answer_makes_no_second_schedule(
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("command", ["pause", "resume", "delete"])
 def test_no_answer_to_the_others_is_asked_again(
-    cloud: World, request_: Request, command: str, fault: dict[str, Any]
+    cloud: World, scheduler: Scheduler, request_: Request, command: str, fault: dict[str, Any]
 ) -> None:
-    scheduler = Scheduler(cloud.cloud, sleep=lambda seconds: None)
     scheduler.put(request_, CRON)
     if command == "resume":
         scheduler.pause()

@@ -119,16 +119,6 @@ def test_a_malformed_file_is_named(content: str) -> None:
 # In a store
 
 
-@pytest.fixture(params=["local", "gs"])
-def any_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    if request.param == "local":
-        yield str(tmp_path / "store")
-        return
-    with FakeGcs("bucket") as gcs:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.url)
-        yield "gs://bucket/himari"
-
-
 def test_publish_read_roll_back(any_store: str, tmp_path: Path) -> None:
     assert read(any_store) is None
     first, second = put(any_store, tmp_path / "1", 1), put(any_store, tmp_path / "2", 2)
