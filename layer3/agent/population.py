@@ -117,12 +117,7 @@ def train(
     for fold in windows:
         for window in fold:
             check_learnable(bars, window)
-    members = [
-        Member(seed, fold, setting, f"settings[{number}], seed {seed}" if len(settings) > 1 else f"seed {seed}")
-        for number, setting in enumerate(settings)
-        for fold in windows
-        for seed in seeds
-    ]
+    members = _members(seeds, windows, settings)
     groups = _groups(members)
     for places in groups:
         config = members[places[0]].settings.ppo
@@ -151,6 +146,16 @@ def train(
             trained |= zip(places, population.results(), strict=True)
         done += config.updates * config.samples * len(places)
     return tuple(trained[place] for place in range(len(members)))
+
+
+def _members(seeds: Sequence[int], folds: Sequence[Fold], settings: Sequence[Settings]) -> list[Member]:
+    """A policy per (setting, fold, seed), named by what tells it from the others."""
+    return [
+        Member(seed, fold, setting, f"settings[{number}], seed {seed}" if len(settings) > 1 else f"seed {seed}")
+        for number, setting in enumerate(settings)
+        for fold in folds
+        for seed in seeds
+    ]
 
 
 def _groups(members: Sequence[Member]) -> list[tuple[int, ...]]:
